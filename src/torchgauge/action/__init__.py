@@ -1,0 +1,1 @@
+"""How group elements move parameters: frames first, then shifts, then invisible directions."""

@@ -1,0 +1,118 @@
+"""The certificate: what was checked, how far, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The outcome of `certify`.
+
+    Soundness speaks of the model itself. Completeness speaks of the model, or of its small twin where `twin` is set:
+    then `orbit_dimension`, `nullity`, `hidden`, `complete`, `gap` and `dead_parameters` are the twin's.
+
+    Attributes:
+        defect: largest relative change of an output under a random group element of scale one, in float64.
+        sound: no element changed an output beyond rounding, and every exact generator lies in the kernel of the
+            Jacobian.
+        orbit_dimension: rank of the exact generators at the generic parameters that were used.
+        nullity: dimension of the kernel of ∂outputs/∂parameters there; None when it was not measured.
+        hidden: nullity − orbit_dimension; None when it was not measured.
+        complete: hidden is zero, on a clear gap of the singular values.
+        gap: log10 of the ratio of the singular values on both sides of the cut.
+        dead_parameters: parameter entries that no input reads (rows never looked up, unused modules); counted in
+            neither dimension.
+        approximate: names of factors that hold only as far as a normalisation's ε can be neglected.
+        approximate_dimension: what they would add to the rank; not in `orbit_dimension`.
+        tolerance: the largest defect that still counts as rounding at scale one.
+        large_defect: largest relative change under elements of a larger scale.
+        tangent_defect: largest derivative of the outputs along an exact generator, relative to that along a random
+            direction of the same size.
+        hidden_in: parameters that the hidden directions touch, with the share of their weight.
+        observed: names of the outputs that count.
+        parameters: parameter entries of the model, tied ones once.
+        samples: inputs drawn for the nullity.
+        rows: rows of the Jacobian.
+        generators: generators checked on the model by forward-mode products.
+        seconds: time taken.
+        twin: the certificate of the small twin, if one was used.
+        notes: what the reader should know.
+    """
+
+    defect: float
+    sound: bool
+    orbit_dimension: int
+    nullity: int | None
+    hidden: int | None
+    complete: bool
+    gap: float
+    dead_parameters: int
+    approximate: tuple[str, ...] = ()
+    approximate_dimension: int = 0
+    tolerance: float = 1e-11
+    large_defect: float = 0.0
+    tangent_defect: float = 0.0
+    hidden_in: tuple[tuple[str, float], ...] = ()
+    observed: tuple[str, ...] = ()
+    parameters: int = 0
+    samples: int = 0
+    rows: int = 0
+    generators: int = 0
+    seconds: float = 0.0
+    twin: Certificate | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Sound and complete."""
+        return self.sound and self.complete
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain object for JSON; infinities become None."""
+        out: dict[str, Any] = {}
+        for key, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                value = None
+            elif isinstance(value, Certificate):
+                value = value.to_dict()
+            elif key == "hidden_in":
+                value = {name: share for name, share in self.hidden_in}
+            elif isinstance(value, tuple):
+                value = list(value)
+            out[key] = value
+        return out
+
+    def __str__(self) -> str:
+        where = "on its small twin" if self.twin is not None else "at generic parameters"
+        lines = [
+            f"sound      {_yes(self.sound)}   relative defect {self.defect:.1e} in float64 (limit {self.tolerance:.0e}), "
+            f"{self.large_defect:.1e} under large moves"
+        ]
+        if self.nullity is None:
+            lines.append("complete   not measured")
+        else:
+            lines.append(
+                f"complete   {_yes(self.complete)}   nullity {self.nullity} = orbit {self.orbit_dimension} + hidden "
+                f"{self.hidden}, {where}; singular values part by 10^{self.gap:.1f}"
+            )
+        if self.hidden_in:
+            lines.append("hidden in  " + ", ".join(f"{name} ({share:.0%})" for name, share in self.hidden_in))
+        if self.approximate:
+            lines.append(
+                f"ε-only     {self.approximate_dimension} more, approximate and not counted: {', '.join(self.approximate)}"
+            )
+        if self.dead_parameters:
+            lines.append(f"dead       {self.dead_parameters} parameter entries are read by no input; not counted")
+        lines.append(f"observed   {', '.join(self.observed) or 'nothing'}")
+        lines.append(
+            f"measured   {self.parameters} parameters, {self.samples} inputs, {self.rows} rows, {self.seconds:.1f} s"
+        )
+        lines += [f"note       {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO "

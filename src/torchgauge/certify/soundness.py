@@ -1,0 +1,168 @@
+"""Soundness: random elements of the group, and generators on a model of any size (theory section 2, certificate i)."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchgauge import numerics
+from torchgauge.certify.subject import Evaluate, State, Subject
+from torchgauge.gauge import GaugeGroup
+
+LIMIT = 1e-11
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """Defects under random elements.
+
+    Attributes:
+        defect: largest relative defect at scale one.
+        large: largest relative defect at the larger scale.
+        tolerance: what still counts as rounding at scale one.
+        sound: no defect beyond rounding.
+        notes: remarks.
+    """
+
+    defect: float
+    large: float
+    tolerance: float
+    sound: bool
+    notes: tuple[str, ...] = ()
+
+
+def move(
+    subject: Subject,
+    group: GaugeGroup,
+    generator: torch.Generator,
+    *,
+    inputs: int = 3,
+    elements: int = 2,
+    large_scale: float = 2.0,
+    own: bool = True,
+) -> Soundness:
+    """Moves generic and own parameters by random elements, and compares the outputs.
+
+    Args:
+        subject: the model.
+        group: its claimed group.
+        generator: source of elements.
+        inputs: inputs to compare on.
+        elements: elements per state at scale one; as many again at `large_scale`.
+        large_scale: the larger scale.
+        own: whether the model's own parameters are moved as well.
+    """
+    evaluates = [subject.sample() for _ in range(inputs)]
+    states = [subject.generic, *([subject.own()] if own else [])]
+    worst = {1.0: 0.0, large_scale: 0.0}
+    tolerance, sound, notes = LIMIT, True, []
+    for index, state in enumerate(states):
+        kept = [(e, y) for e in evaluates if _finite(y := _run(subject, e, state))]
+        if not kept:
+            notes.append("at the model's own parameters the outputs are not finite" if index else "no finite outputs")
+            continue
+        for scale in worst:
+            for _ in range(elements):
+                moved = group.act(group.random(generator, scale=scale), state)
+                defect = _defect(subject, kept, moved)
+                worst[scale] = max(worst[scale], defect)
+                if defect > LIMIT:
+                    # far from the identity rounding grows: measure by how much before calling it a defect
+                    rounding = _defect(subject, kept[:1], _jitter(moved, subject, generator), moved)
+                    limit = min(max(LIMIT, 1e3 * rounding), 1e-6)
+                    sound &= defect <= limit
+                    if scale == 1.0:
+                        tolerance = max(tolerance, limit)
+    return Soundness(worst[1.0], worst[large_scale], tolerance, sound, tuple(notes))
+
+
+def _run(subject: Subject, evaluate: Evaluate, state: State) -> list[Tensor]:
+    with torch.no_grad():
+        return subject.outputs(evaluate, state)
+
+
+def _finite(outputs: list[Tensor]) -> bool:
+    return all(bool(o.isfinite().all()) for o in outputs)
+
+
+def _defect(
+    subject: Subject, kept: list[tuple[Evaluate, list[Tensor]]], moved: State, reference: State | None = None
+) -> float:
+    worst = 0.0
+    for evaluate, y in kept:
+        before = y if reference is None else _run(subject, evaluate, reference)
+        after = _run(subject, evaluate, moved)
+        defect = numerics.relative_defect(before, after) if _finite(after) else math.inf
+        worst = max(worst, defect if math.isfinite(defect) else math.inf)
+    return worst
+
+
+def _jitter(state: State, subject: Subject, generator: torch.Generator) -> State:
+    """The state with every parameter off by about one unit in the last place."""
+
+    def shaken(p: Tensor) -> Tensor:
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+        return p * (1.0 + 2.2e-16 * noise)
+
+    return subject.resolve({k: shaken(v) if k in subject.canonical else v for k, v in state.items()})
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """Generators checked by forward-mode products: how many of how many, and the worst relative derivative."""
+
+    checked: int
+    total: int
+    defect: float
+    worst: str = ""
+
+
+def push_generators(
+    subject: Subject, group: GaugeGroup, generator: torch.Generator, *, most: int = 64, seconds: float = 30.0
+) -> Pushes:
+    """J v for generators v of the full model, relative to J w for a random w of the same size in each parameter.
+
+    Args:
+        subject: the model.
+        group: its claimed group.
+        generator: source of the choice and of the comparison.
+        most: at most so many generators, spread over the whole list.
+        seconds: time after which it stops.
+    """
+    exact = {factor.name for factor in group.factors if factor.exact}
+    state, evaluate = subject.generic, subject.sample()
+    total = int(group.tangent_count)
+    order = torch.randperm(total, generator=generator).tolist() if total > most else list(range(total))
+    start, checked, defect, worst = time.monotonic(), 0, 0.0, ""
+    for i in order:
+        if checked >= most or time.monotonic() - start > seconds:
+            break
+        name, tangent = _named(group.tangent(state, i))
+        if name and name not in exact:
+            continue
+        tangent = {k: v for k, v in tangent.items() if k in subject.names and bool(v.any())}
+        if not tangent:
+            continue
+        along = float(subject.push(evaluate, state, tangent).norm())
+        other = {}
+        for key, v in tangent.items():
+            w = torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device)
+            other[key] = w * (v.norm() / w.norm())
+        size = float(subject.push(evaluate, state, other).norm())
+        # parameters that move nothing at all have no scale of their own
+        ratio = along / size if size > 1e-10 else along
+        checked += 1
+        if ratio > defect:
+            defect, worst = ratio, name
+    return Pushes(checked, total, defect, worst)
+
+
+def _named(tangent: object) -> tuple[str, State]:
+    if isinstance(tangent, tuple):
+        return str(tangent[0]), tangent[1]
+    assert isinstance(tangent, dict)
+    return "", tangent

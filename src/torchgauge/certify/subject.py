@@ -1,0 +1,235 @@
+"""The model under test as a pure function of its state, evaluated in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from torchgauge import numerics
+from torchgauge.certify.draws import Draws
+from torchgauge.errors import InputError
+
+State = dict[str, Tensor]
+Evaluate = Callable[[State], list[Tensor]]
+
+
+class _WholeTables(TorchFunctionMode):
+    """Embeddings without padding row: autograd would give that row no derivative, though the function reads it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.embedding or func is torch.nn.functional.embedding_bag:
+            kwargs.pop("padding_idx", None)
+            args = args[:2]
+        elif func is torch.embedding:
+            args, kwargs = args[:2], {k: v for k, v in kwargs.items() if k in ("weight", "indices")}
+        return func(*args, **kwargs)
+
+
+class Subject:
+    """A model, a stream of inputs, and its outputs as a function of its state.
+
+    Args:
+        model: the module; never changed.
+        args: example positional arguments.
+        kwargs: example keyword arguments.
+        generator: source of inputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], generator: torch.Generator
+    ) -> None:
+        self.model = model
+        self.generator = generator
+        self.names = [name for name, p in model.named_parameters() if p.is_floating_point()]
+        first: dict[int, str] = {}
+        self.canonical: dict[str, str] = {}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            self.canonical[name] = first.setdefault(id(p), name)
+        self.parameters = sum(p.numel() for p in model.parameters() if p.is_floating_point())
+        self.meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+        self.args, self.kwargs = tuple(args), dict(kwargs)
+        self._draws: Draws | None = None
+        self._generic: State | None = None
+
+    # -- states ------------------------------------------------------------------------------------------------
+    @property
+    def generic(self) -> State:
+        """A generic float64 state: gains not one, biases not zero, running statistics not trivial."""
+        if self._generic is None:
+            self._generic = self.resolve(numerics.randomise(self.model, self.generator))
+        return self._generic
+
+    def renew(self) -> None:
+        """Moves to another generic state."""
+        self._generic = None
+
+    def own(self) -> State:
+        """The model's own state in float64."""
+        state = {name: p.detach() for name, p in self.model.named_parameters(remove_duplicate=False)}
+        state |= {name: b.detach() for name, b in self.model.named_buffers(remove_duplicate=False)}
+        return self.resolve({k: v.to(torch.float64) if v.is_floating_point() else v.clone() for k, v in state.items()})
+
+    def resolve(self, state: Mapping[str, Tensor]) -> State:
+        """The state with every tied name on the tensor of its canonical name."""
+        out = dict(state)
+        for name, canonical in self.canonical.items():
+            if canonical in out:
+                out[name] = out[canonical]
+        return out
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+    @property
+    def draws(self) -> Draws:
+        if self._draws is None:
+            state = self.generic
+
+            def run(args: tuple, kwargs: dict) -> Any:
+                return self.outputs(self.at(args, kwargs), state)
+
+            self._draws = Draws(self.args, self.kwargs, run, self.generator)
+        return self._draws
+
+    def example(self) -> Evaluate:
+        """The model at the example input."""
+        return self.at(*self.draws.example)
+
+    def sample(self) -> Evaluate:
+        """The model at the next input for which its outputs are finite."""
+        for _ in range(4):
+            evaluate = self.at(*self.draws.next())
+            with torch.no_grad():
+                if all(bool(o.isfinite().all()) for o in self.outputs(evaluate, self.generic)):
+                    return evaluate
+        evaluate = self.example()
+        with torch.no_grad():
+            if not all(bool(o.isfinite().all()) for o in self.outputs(evaluate, self.generic)):
+                raise InputError(
+                    "the outputs are not finite at generic parameters, even for the example input",
+                    where=type(self.model).__name__,
+                    remedy="Give an example input for which the model returns finite numbers.",
+                )
+        return evaluate
+
+    # -- evaluation --------------------------------------------------------------------------------------------
+    def at(self, args: tuple, kwargs: dict) -> Evaluate:
+        return numerics.evaluator(self.model, args, kwargs)
+
+    def outputs(self, evaluate: Evaluate, state: State) -> list[Tensor]:
+        """The observed outputs; buffers are copied first, for a training-mode batch norm writes to them."""
+        state = {k: v if k in self.canonical else v.clone() for k, v in state.items()}
+        with _plain_kernels():
+            return evaluate(state)
+
+    def rows(self, evaluate: Evaluate, state: State, at_most: int) -> Tensor:
+        """Rows of ∂outputs/∂parameters: all of them, or `at_most` random combinations, [n, P]."""
+        leaves = {name: state[name].detach().clone().requires_grad_() for name in self.names}
+        y = _flat(self.outputs(evaluate, self._with(state, leaves)), scaled=True)
+        if not y.requires_grad:
+            return torch.zeros(1, self.parameters, dtype=torch.float64)
+        if y.numel() <= at_most:
+            cotangents = torch.eye(y.numel(), dtype=torch.float64)
+        else:
+            cotangents = torch.randn(at_most, y.numel(), generator=self.generator, dtype=torch.float64)
+            cotangents /= y.numel() ** 0.5
+        # bounded memory: a chunk of rows is held as whole gradients
+        chunk = max(1, int(2e8 / (8 * max(self.parameters, 1))))
+        parts = [_pull(y, list(leaves.values()), part) for part in cotangents.split(chunk)]
+        return torch.cat(parts)
+
+    def push(self, evaluate: Evaluate, state: State, tangent: Mapping[str, Tensor]) -> Tensor:
+        """The derivative of the outputs along a direction of the parameters, flat."""
+        moved = {name: tangent[name].to(torch.float64) for name in self.names if name in tangent}
+        base = {name: state[name].to(torch.float64) for name in moved}
+
+        def f(leaves: State) -> Tensor:
+            return _flat(self.outputs(evaluate, self._with(state, leaves)))
+
+        try:
+            return torch.func.jvp(f, (base,), (moved,))[1].detach()
+        except (RuntimeError, NotImplementedError):
+            # an operator without forward-mode formula: central differences, good to about 1e-10
+            size = max(float(v.norm()) for v in moved.values())
+            step = 1e-5 / max(size, 1e-30)
+            with torch.no_grad():
+                ahead = f({k: base[k] + step * v for k, v in moved.items()})
+                behind = f({k: base[k] - step * v for k, v in moved.items()})
+            return (ahead - behind) / (2 * step)
+
+    def flatten(self, tangent: Mapping[str, Tensor]) -> Tensor:
+        """A direction of the parameters as one vector, [P], in the order of `names`."""
+        shapes = dict(self.model.named_parameters())
+        return torch.cat(
+            [
+                tangent[n].detach().reshape(-1).to(torch.float64)
+                if n in tangent
+                else torch.zeros(shapes[n].numel(), dtype=torch.float64)
+                for n in self.names
+            ]
+        )
+
+    def _with(self, state: State, leaves: Mapping[str, Tensor]) -> State:
+        return {name: leaves.get(self.canonical.get(name, name), value) for name, value in state.items()}
+
+
+def _flat(outputs: list[Tensor], scaled: bool = False) -> Tensor:
+    """All outputs in one vector; scaled, each to size one, so that none drowns another."""
+    parts = [o.reshape(-1) for o in outputs]
+    if scaled:
+        parts = [p / p.detach().abs().max().clamp_min(1e-30) if p.numel() else p for p in parts]
+    return torch.cat(parts)
+
+
+def _pull(y: Tensor, leaves: list[Tensor], cotangents: Tensor) -> Tensor:
+    try:
+        grads = torch.autograd.grad(
+            y, leaves, cotangents, is_grads_batched=True, allow_unused=True, retain_graph=True
+        )
+        n = cotangents.shape[0]
+        return torch.cat(
+            [g.reshape(n, -1) if g is not None else y.new_zeros(n, p.numel()) for g, p in zip(grads, leaves, strict=True)],
+            dim=1,
+        )
+    except RuntimeError:
+        # a backward formula that cannot be batched
+        rows = []
+        for c in cotangents:
+            grads = torch.autograd.grad(y, leaves, c, allow_unused=True, retain_graph=True)
+            rows.append(
+                torch.cat(
+                    [
+                        g.reshape(-1) if g is not None else y.new_zeros(p.numel())
+                        for g, p in zip(grads, leaves, strict=True)
+                    ]
+                )
+            )
+        return torch.stack(rows)
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    # the attention kernel written in plain operators is the one with all derivatives; the seed keeps a model that
+    # draws random numbers a function of its state
+    with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), _WholeTables():
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[bool]:
+    """Dropout layers in evaluation mode while the context lasts; yields whether there were active ones."""
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+    active = [m for m in model.modules() if isinstance(m, kinds) and m.training and m.p > 0]
+    for m in active:
+        m.training = False
+    try:
+        yield bool(active)
+    finally:
+        for m in active:
+            m.training = True

@@ -1,0 +1,217 @@
+"""The command `torchgauge`.
+
+Exit status: 0 done (for a test: it holds), 1 a test answered no, 2 bad input, 3 an error of torchgauge itself.
+Standard output carries the report alone; progress and warnings go to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
+from threading import Timer
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from torchgauge import __version__
+from torchgauge.errors import InputError, TorchGaugeError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from torchgauge.load import Loaded
+    from torchgauge.report import Subject
+
+PATIENCE = 3.0  # seconds
+HOLDS, ANSWERED_NO, BAD_INPUT, INTERNAL = 0, 1, 2, 3
+
+app = App(
+    name="torchgauge",
+    help="Find and certify the parameter symmetries of a PyTorch model.\n\n"
+    "MODEL is a Hugging Face folder (config.json and safetensors), a .pt2 exported program, or "
+    "package.module:callable, a function that returns (module, args).",
+    version=__version__,
+)
+
+Model = Annotated[str, Parameter(help="Hugging Face folder, .pt2 file, or package.module:callable.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
+
+
+@app.command
+def inspect(model: Model, /, *, json: Json = False) -> int:
+    """Print every parameter symmetry of MODEL, and what is rigid and why.
+
+    A Hugging Face folder is read from its config.json alone: no weights are loaded.
+    """
+
+    def work() -> Any:
+        with _stage(f"building {model}"):
+            loaded = _load(model, weights=False)
+        with _stage("tracing and inferring"):
+            from torchgauge import infer
+            from torchgauge.report import view_group
+
+            group = infer(loaded.model, loaded.args, loaded.kwargs)
+            return view_group(_subject(loaded), group)
+
+    from torchgauge.report import render_inspect
+
+    return _show(work, render_inspect, json, lambda view: HOLDS)
+
+
+@app.command
+def certify(
+    model: Model,
+    /,
+    *,
+    twin: Annotated[str | None, Parameter(help="A small MODEL of the same architecture, for completeness.")] = None,
+    seed: Annotated[int, Parameter(help="Seed of the random elements and inputs.")] = 0,
+    json: Json = False,
+) -> int:
+    """Prove that the symmetries of MODEL are right and that none is missing.
+
+    Exit status 1 when the certificate does not hold.
+    """
+
+    def work() -> Any:
+        with _stage(f"loading {model}"):
+            loaded = _load(model, weights=True)
+            small = _load(twin, weights=True) if twin else None
+        with _stage("tracing, inferring and certifying"):
+            from torchgauge import certify
+            from torchgauge.report import view_certificate
+
+            pair = small and (small.model, small.args, small.kwargs)
+            certificate = certify(loaded.model, loaded.args, loaded.kwargs, twin=pair, seed=seed)
+            return view_certificate(_subject(loaded), certificate)
+
+    from torchgauge.report import render_certify
+
+    return _show(work, render_certify, json, lambda view: HOLDS if view.certificate.holds else ANSWERED_NO)
+
+
+# -- around the work -------------------------------------------------------------------------------------------
+def _show(
+    work: Callable[[], Any],
+    render: Callable[[Any], RenderableType],
+    as_json: bool,
+    status: Callable[[Any], int],
+) -> int:
+    # What a user's model prints while it is built belongs to the side channel.
+    with contextlib.redirect_stdout(sys.stderr):
+        view = work()
+    if as_json:
+        print(json.dumps(_plain(view.to_dict()), allow_nan=False))
+    else:
+        from torchgauge.report import console
+
+        console().print(render(view))
+    for note in view.subject.notes:
+        _say(f"note: {note}")
+    return status(view)
+
+
+def _load(spec: str, *, weights: bool) -> Loaded:
+    from torchgauge.load import load
+
+    return load(spec, weights=weights)
+
+
+def _subject(loaded: Loaded) -> Subject:
+    from torchgauge.report import Subject
+
+    parameters = list(loaded.model.parameters())
+    inputs = {f"args[{i}]": _shape(value) for i, value in enumerate(loaded.args)}
+    inputs |= {name: _shape(value) for name, value in loaded.kwargs.items()}
+    name = type(loaded.model).__name__
+    return Subject(loaded.spec, name, sum(p.numel() for p in parameters), len(parameters), inputs, loaded.notes)
+
+
+def _shape(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
+    return type(value).__name__
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: no numpy or torch scalars, and null where a number is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+@contextlib.contextmanager
+def _stage(text: str) -> Iterator[None]:
+    """A spinner on a terminal; elsewhere one plain line, when the work turns out to be long."""
+    if not sys.stderr.isatty():
+        timer = Timer(PATIENCE, _say, [f"{text} …"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- entry -----------------------------------------------------------------------------------------------------
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line and leaves with its exit status."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever downloaded
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        status = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except TorchGaugeError as error:
+        return _panel(error)
+    except CycloptsError as error:
+        remedy = "torchgauge --help lists the commands and their options."
+        return _panel(InputError(str(error).strip(), remedy=remedy))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away; keep the interpreter from failing again on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return HOLDS
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _say("This is an error in torchgauge, not in your model: please report it with the lines above.")
+        return INTERNAL
+    return status if isinstance(status, int) else HOLDS
+
+
+def _panel(error: TorchGaugeError) -> int:
+    from torchgauge.report import console, render_error
+
+    console(stderr=True).print(render_error(error))
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    main()

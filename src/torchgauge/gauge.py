@@ -1,0 +1,265 @@
+"""The gauge group of a network: its factors, its elements, and how they move parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchgauge.action.coordinates import decode, encode
+from torchgauge.action.frame_action import FrameElement, FrameStage
+from torchgauge.action.invisible_action import InvisibleStage
+from torchgauge.action.shift_action import ShiftStage
+from torchgauge.groups import matrices
+from torchgauge.spaces.constraints import Program
+
+Params = Mapping[str, Tensor]
+FRAMES, SHIFTS, INVISIBLE = range(3)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of the gauge group.
+
+    Attributes:
+        name: where it acts, for a reader.
+        kind: "GL", "O", "O1" (rotations that fix the vector of ones), "complex" (rotary pairs), "permutation", "sign",
+            "scale", "gain", "shift", "unreachable" or "invisible".
+        size: what it acts on: n for GL(n), O(n), S_n; the number of scales, signs or shifts; with several copies,
+            the size of one.
+        copies: how many independent copies (heads, groups).
+        dimension: of the Lie group, all copies together.
+        components: discrete pieces, e.g. {"8!": 2}.
+        parameters: names of the parameters it moves.
+        sources: places in the model's source where it arises.
+        exact: False for a symmetry only as ε → 0.
+    """
+
+    name: str
+    kind: str
+    size: int
+    copies: int
+    dimension: int
+    components: dict[str, int]
+    parameters: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """A space that lost frames: which, why, and where."""
+
+    space: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Element:
+    """A group element: a word of stage elements, the first one acting first. `g @ h` acts with h, then g."""
+
+    group: GaugeGroup = field(repr=False)
+    letters: tuple[tuple[int, Any], ...]
+
+    def __matmul__(self, other: Element) -> Element:
+        if other.group is not self.group:
+            raise ValueError("elements of two different groups cannot be composed")
+        letters = list(other.letters)
+        for stage, value in self.letters:
+            if letters and letters[-1][0] == stage:
+                letters[-1] = (stage, self.group._compose(stage, value, letters[-1][1]))
+            else:
+                letters.append((stage, value))
+        return Element(self.group, tuple(letters))
+
+    def inverse(self) -> Element:
+        return Element(self.group, tuple((s, self.group._invert(s, v)) for s, v in reversed(self.letters)))
+
+
+class GaugeGroup:
+    """The gauge group of a traced model; made by `infer`."""
+
+    def __init__(
+        self,
+        program: Program,
+        frames: FrameStage,
+        shifts: ShiftStage,
+        invisible: InvisibleStage,
+        *,
+        ties: Mapping[str, str],
+        observed: tuple[str, ...],
+        dropped: tuple[str, ...] = (),
+        approximate: tuple[Factor, ...] = (),
+        rigid: tuple[Rigid, ...] = (),
+    ) -> None:
+        self.program = program
+        self.frames, self.shifts, self.invisible = frames, shifts, invisible
+        self.ties = dict(ties)
+        self.observed, self.dropped = observed, dropped
+        self.approximate, self.rigid = approximate, rigid
+
+    # -- elements ----------------------------------------------------------------------------------------------
+    def identity(self) -> Element:
+        return Element(self, ())
+
+    def random(self, generator: torch.Generator | None = None, scale: float = 1.0) -> Element:
+        """An element with every factor moved.
+
+        Args:
+            generator: source of randomness.
+            scale: spread of log singular values, log scales, and the size of shifts.
+        """
+        frames = self.frames.sample(generator, scale)
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        shifts = {s: normal(self.shifts.shape(s)) for s in self.shifts.shifts.free}
+        invisible = {w: normal(w.shape) for w in self.invisible.writers}
+        letters = [(FRAMES, frames)]
+        if shifts:
+            letters.append((SHIFTS, shifts))
+        if invisible:
+            letters.append((INVISIBLE, invisible))
+        return Element(self, tuple(letters))
+
+    def _compose(self, stage: int, g: Any, h: Any) -> Any:
+        if stage == FRAMES:
+            return self.frames.compose(g, h)
+        return {k: g.get(k, 0) + h.get(k, 0) for k in {**h, **g}}
+
+    def _invert(self, stage: int, g: Any) -> Any:
+        return self.frames.inverse(g) if stage == FRAMES else {k: -v for k, v in g.items()}
+
+    # -- action ------------------------------------------------------------------------------------------------
+    def act(self, element: Element, params: Params) -> dict[str, Tensor]:
+        """The transformed parameters.
+
+        Args:
+            element: of this group.
+            params: a state dict (names as in `model.state_dict()`, ties included); left untouched.
+
+        Returns:
+            A new dict with the same names, dtypes, devices and ties. The arithmetic is float64 with one cast.
+        """
+        coordinates = encode(self.program, self.ties, params)
+        for stage, value in element.letters:
+            coordinates = self._step(stage, value, coordinates)
+        return decode(self.program, self.ties, params, coordinates)
+
+    def _step(self, stage: int, value: Any, coordinates: dict[str, Tensor]) -> dict[str, Tensor]:
+        if stage == FRAMES:
+            return self.frames.act(value, coordinates)
+        if stage == SHIFTS:
+            return self.shifts.act(value, coordinates)
+        return self.invisible.act(value, coordinates)
+
+    # -- Lie algebra -------------------------------------------------------------------------------------------
+    @cached_property
+    def generators(self) -> list[tuple[str, int, Any, tuple[int, ...]]]:
+        """(factor name, stage, key, shape of the algebra coordinates) of every continuous factor."""
+        out: list[tuple[str, int, Any, tuple[int, ...]]] = []
+        from torchgauge.action.frame_action import _sizes, _var_sizes, depends
+
+        for r in self.frames.vectors:
+            shape = (*_sizes(depends(r)), matrices.dimension(r.kind.value, r.size))
+            out.append((f"{r.kind.value} {r.name}", FRAMES, r, shape))
+        for v in self.frames.log_vars:
+            out.append((v.name, FRAMES, v, _var_sizes(v)))
+        for s in self.shifts.shifts.free:
+            out.append((s.name, SHIFTS, s, self.shifts.shape(s)))
+        for w in self.invisible.writers:
+            out.append((f"invisible {w.tensor.name}", INVISIBLE, w, w.shape))
+        return [g for g in out if _numel(g[3])]
+
+    @property
+    def tangent_count(self) -> int:
+        return sum(_numel(shape) for *_, shape in self.generators)
+
+    def _flow(self, stage: int, key: Any, algebra: Tensor, coordinates: dict[str, Tensor]) -> dict[str, Tensor]:
+        """To first order, the action of one generator family at the given algebra coordinates."""
+        if stage != FRAMES:
+            return self._step(stage, {key: algebra}, coordinates)
+        from torchgauge.spaces.axes import Axis
+
+        if isinstance(key, Axis):
+            eye = torch.eye(key.size, dtype=torch.float64)
+            element = FrameElement(mats={key: eye + matrices.tangent(key.kind.value, key.size, algebra)})
+        else:
+            element = FrameElement(logs={key: algebra})
+        return self.frames.act(element, coordinates)
+
+    def _derivative(self, stage: int, key: Any, direction: Tensor, params: Params) -> dict[str, Tensor]:
+        """∂/∂t of the decoded parameters along one algebra direction."""
+        names = [n for n in params if n not in self.ties and params[n].is_floating_point()]
+
+        def path(algebra: Tensor) -> dict[str, Tensor]:
+            coordinates = encode(self.program, self.ties, params)
+            moved = self._flow(stage, key, algebra, coordinates)
+            out = decode(self.program, self.ties, params, moved, cast=False)
+            return {n: out[n] for n in names}
+
+        _, change = torch.func.jvp(path, (torch.zeros_like(direction),), (direction,))
+        return change
+
+    def tangent(self, params: Params, i: int) -> dict[str, Tensor]:
+        """The i-th generator as a direction in parameter space (float64, canonical names)."""
+        for _, stage, key, shape in self.generators:
+            n = _numel(shape)
+            if i < n:
+                direction = torch.zeros(n, dtype=torch.float64)
+                direction[i] = 1.0
+                return self._derivative(stage, key, direction.reshape(shape), params)
+            i -= n
+        raise IndexError("no such generator")
+
+    def tangents(self, params: Params) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(factor name, direction) for every generator, one at a time."""
+        for name, stage, key, shape in self.generators:
+            n = _numel(shape)
+            for i in range(n):
+                direction = torch.zeros(n, dtype=torch.float64)
+                direction[i] = 1.0
+                yield name, self._derivative(stage, key, direction.reshape(shape), params)
+
+    def tangent_matrix(self, params: Params, names: list[str] | None = None) -> Tensor:
+        """All generators as columns [parameters, generators], float64.
+
+        Args:
+            params: state dict.
+            names: order of the parameters in the rows; default: all learnable ones, canonical, sorted as given.
+        """
+        names = names or [n for n in params if n in self.learnable]
+        columns = [
+            torch.cat([d[n].reshape(-1) for n in names]) for _, d in self.tangents(params)
+        ]
+        rows = sum(params[n].numel() for n in names)
+        return torch.stack(columns, 1) if columns else torch.zeros(rows, 0, dtype=torch.float64)
+
+    @cached_property
+    def learnable(self) -> set[str]:
+        """Canonical names of the parameters."""
+        return {co.name for co in self.program.coordinates.values()}
+
+    def orbit_dimension(self, params: Params) -> int:
+        """Rank of the generators at these parameters (float64, exact singular values)."""
+        matrix = self.tangent_matrix(params)
+        if matrix.shape[1] == 0:
+            return 0
+        rows = matrix.norm(dim=1, keepdim=True)
+        matrix = matrix / torch.where(rows > 0, rows, torch.ones_like(rows))
+        matrix = matrix / matrix.norm(dim=0).clamp_min(1e-30)
+        values = torch.linalg.svdvals(matrix)
+        return int((values > 1e-9 * values[0]).sum())
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out

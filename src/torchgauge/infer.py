@@ -1,0 +1,59 @@
+"""From a model to its gauge group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchgauge.action.frame_action import FrameStage
+from torchgauge.action.invisible_action import InvisibleStage
+from torchgauge.action.shift_action import ShiftStage
+from torchgauge.gauge import GaugeGroup
+from torchgauge.spaces.constraints import Program
+from torchgauge.spaces.directions import PatternPass, RelationPass
+from torchgauge.spaces.frames import FramePass
+from torchgauge.spaces.shifts import ShiftPass
+
+
+def infer(
+    model: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, observable: str = "outputs"
+) -> GaugeGroup:
+    """Find the gauge group of a model.
+
+    Args:
+        model: an `nn.Module`, in the mode (train or eval) in which it is to be studied; may live on the meta device.
+        args: example inputs.
+        kwargs: example keyword inputs.
+        observable: what of the function counts; "outputs": every floating tensor that the model returns.
+
+    Returns:
+        The group, ready to act on state dicts of the model.
+
+    Raises:
+        CaptureError: the model cannot be exported.
+        InputError: inputs are missing or do not fit.
+    """
+    from torchgauge.capture import capture
+    from torchgauge.rules import lower
+
+    captured = capture(model, args, dict(kwargs or {}))
+    program = lower(captured)
+    return solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
+
+
+def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
+    """Run all passes over a lowered program."""
+    frame_pass = FramePass(program).run()
+    solution = frame_pass.frames.system.solve(soft=True)
+    frames = FrameStage(program, frame_pass, solution)
+    patterns, relations = PatternPass(program), RelationPass(program)
+    shifts = ShiftPass(program, patterns, relations).run()
+    return GaugeGroup(
+        program,
+        frames,
+        ShiftStage(shifts),
+        InvisibleStage(program, patterns, shifts),
+        ties=ties,
+        observed=tuple(program.output_names),
+        dropped=dropped,
+    )

@@ -1,0 +1,59 @@
+"""Folds repeated names: `layers.0.w`, `layers.1.w`, … become `layers.{0-79}.w`."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from math import prod
+
+# A number that stands alone: `layers.3.w` has one, `conv1.w` has none.
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
+_LEAF = re.compile(r"\.(weight|bias|in_proj_weight|in_proj_bias)$")
+
+
+def template(name: str) -> str:
+    """The name with every number that stands alone replaced by `{}`."""
+    return _NUMBER.sub("{}", name)
+
+
+def fold(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Patterns that stand for exactly these names, in order of first appearance, each with its count."""
+    families: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for name in names:
+        families[template(name)].add(tuple(int(n) for n in _NUMBER.findall(name)))
+    return [item for shape, numbers in families.items() for item in _boxes(shape, numbers)]
+
+
+def _boxes(shape: str, numbers: set[tuple[int, ...]]) -> list[tuple[str, int]]:
+    """Covers a set of index tuples by boxes: merge, axis by axis, what agrees in all other indices."""
+    boxes: list[tuple[tuple[int, ...], ...]] = sorted(tuple((n,) for n in index) for index in numbers)
+    for axis in range(len(boxes[0])):
+        merged: dict[tuple[tuple[int, ...], ...], tuple[int, ...]] = defaultdict(tuple)
+        for box in boxes:
+            merged[box[:axis] + box[axis + 1 :]] += box[axis]
+        boxes = [(*rest[:axis], tuple(sorted(run)), *rest[axis:]) for rest, run in merged.items()]
+    patterns: list[tuple[str, int]] = []
+    for box in sorted(boxes):
+        text = shape
+        for values in box:
+            text = text.replace("{}", _run(values), 1)
+        patterns.append((text, prod(map(len, box))))
+    return patterns
+
+
+def _run(values: Sequence[int]) -> str:
+    if len(values) == 1:
+        return str(values[0])
+    spans: list[list[int]] = []
+    for value in values:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) + "}"
+
+
+def modules(parameters: Iterable[str]) -> list[str]:
+    """The modules that hold these parameters, folded."""
+    return [pattern for pattern, _ in fold(dict.fromkeys(_LEAF.sub("", name) for name in parameters))]

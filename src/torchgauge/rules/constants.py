@@ -1,0 +1,215 @@
+"""Constants of the graph: which nodes are constant, their numbers where known, and along which dimensions they vary.
+
+A node is constant when no parameter and no float input reaches it. Numbers serve two ends that are kept apart: `exact`
+values (factories and literals alone) may decide a rule; `sample` values (buffers, and integer inputs or meta buffers
+replaced by generic numbers) only ever serve to verify a pattern numerically.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from torchgauge.rules.registry import is_inplace
+
+LIMIT = 1 << 24
+"""Entries above which a constant is not evaluated."""
+
+_RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson", "exponential", "uniform", "dropout")
+_LIKE = {"zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "zeros": 0.0, "ones": 1.0}
+_FULL = ("full", "full_like", "new_full")
+SHAPE_ONLY = frozenset(_LIKE) | frozenset(_FULL) | {"empty_like", "new_empty", "empty", "new_empty_strided"}
+"""Operators whose result does not depend on the numbers of their tensor argument."""
+
+_SAME = ("clone", "alias", "detach", "contiguous", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "type_as", "lift")
+
+
+def name_of(node: Node) -> str:
+    """"add" for a node that calls aten.add.Tensor, "" for what is not an operator."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
+
+
+@dataclass(eq=False)
+class Constants:
+    """Numbers of constant nodes, evaluated on demand in float64 on the CPU."""
+
+    leaves: dict[Node, tuple[object, bool]]
+    """Constant placeholders and attributes: value and whether it is exact; absent for what is not constant."""
+    alias: dict[Node, Node] = field(default_factory=dict)
+    """Placeholders of an inlined graph → the node that they stand for."""
+    spoiled: set[Node] = field(default_factory=set)
+    """Constants that an in-place operator writes to: their numbers are not tracked."""
+    _memo: dict[tuple[Node, bool], object] = field(default_factory=dict)
+
+    def resolve(self, node: Node) -> Node:
+        while node in self.alias:
+            node = self.alias[node]
+        return node
+
+    def exact(self, node: Node) -> torch.Tensor | None:
+        """The value that the node has whatever the inputs and parameters are, or None."""
+        value = self._evaluate(self.resolve(node), exact=True)
+        return value if isinstance(value, torch.Tensor) else None
+
+    def sample(self, node: Node) -> torch.Tensor | None:
+        """A value with generic numbers for what is not known, or None."""
+        value = self._evaluate(self.resolve(node), exact=False)
+        return value if isinstance(value, torch.Tensor) else None
+
+    def fill(self, node: Node) -> float | None:
+        """The number that fills the constant uniformly, if that is known."""
+        node = self.resolve(node)
+        if node.op == "call_function" and node not in self.spoiled:
+            name = name_of(node)
+            if name in _LIKE:
+                return _LIKE[name]
+            if name in _FULL and isinstance(node.args[1], (int, float)):
+                return float(node.args[1])
+        value = self.exact(node)
+        if value is None or value.is_complex() or value.numel() == 0:
+            return None
+        first = value.flatten()[0]
+        return float(first) if bool((value == first).all()) else None
+
+    def uniform(self, node: Node) -> frozenset[int]:
+        """Dimensions along which the constant is certainly the same (structure only, no sampling)."""
+        node = self.resolve(node)
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return frozenset()
+        small = frozenset(d for d, n in enumerate(value.shape) if n == 1)
+        if node.op != "call_function" or node in self.spoiled:
+            return small
+        return small | self._uniform(node, value.ndim, name_of(node))
+
+    def _uniform(self, node: Node, ndim: int, name: str) -> frozenset[int]:
+        every = frozenset(range(ndim))
+        if name in _LIKE or name in _FULL:
+            return every
+        tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        if name in ("expand", "expand_as", "broadcast_to") and tensors:
+            inner = tensors[0].meta["val"]
+            return self._lifted(tensors[0], ndim) | {
+                d + ndim - inner.ndim for d in range(inner.ndim) if inner.shape[d] == 1
+            }
+        if name in _SAME and tensors:
+            return self.uniform(tensors[0])
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in ("__and__", "__or__", "where"):
+            found = every
+            for n in tensors:
+                found &= self._lifted(n, ndim)
+            return found if tensors else frozenset()
+        if name in ("transpose", "permute", "movedim", "swapaxes") and name in ("transpose", "permute"):
+            inner = self.uniform(tensors[0])
+            dims = _permutation(node, ndim, name)
+            return frozenset(d for d in range(ndim) if dims[d] in inner)
+        if name == "unsqueeze":
+            at = int(node.args[1]) % ndim  # type: ignore[arg-type]
+            return frozenset(d + (d >= at) for d in self.uniform(tensors[0])) | {at}
+        if name == "slice":
+            return self.uniform(tensors[0])
+        return frozenset()
+
+    def _lifted(self, node: Node, ndim: int) -> frozenset[int]:
+        """Uniform dimensions of an operand after broadcasting to `ndim` dimensions."""
+        offset = ndim - self.resolve(node).meta["val"].ndim
+        return frozenset(range(offset)) | {d + offset for d in self.uniform(node)}
+
+    # -- numbers -----------------------------------------------------------------------------------------------
+    def _evaluate(self, node: Node, exact: bool) -> object:
+        key = (node, exact)
+        if key not in self._memo:
+            self._memo[key] = None
+            self._memo[key] = self._compute(node, exact)
+        return self._memo[key]
+
+    def _compute(self, node: Node, exact: bool) -> object:
+        if node in self.leaves:
+            value, known = self.leaves[node]
+            return value if known or not exact else None
+        if node.op != "call_function" or node in self.spoiled or is_inplace(node.target):
+            return None
+        if name_of(node).startswith(_RANDOM) or name_of(node) in SHAPE_ONLY and _size(node) > LIMIT:
+            return None
+        if _size(node) > LIMIT:
+            return None
+        values: dict[Node, object] = {}
+        for n in node.all_input_nodes:
+            values[n] = self._evaluate(self.resolve(n), exact)
+            if values[n] is None:
+                return None
+        return run_node(node, values)
+
+
+def run_node(node: Node, values: dict[Node, object]) -> Any:
+    """One node on the CPU with floats in float64; None where that fails."""
+
+    def argument(x: object) -> object:
+        if isinstance(x, Node):
+            return values[x]
+        if isinstance(x, torch.device):
+            return torch.device("cpu")
+        if isinstance(x, torch.dtype) and x in (torch.float32, torch.float16, torch.bfloat16):
+            return torch.float64
+        if isinstance(x, torch.dtype) and x in (torch.complex64, torch.complex32):
+            return torch.complex128
+        return x
+
+    args = torch.fx.node.map_aggregate(node.args, argument)
+    kwargs = torch.fx.node.map_aggregate(node.kwargs, argument)
+    try:
+        with torch.no_grad():
+            return _double(_call(node, args, kwargs))
+    except Exception:  # whatever an operator raises, its value is merely unknown
+        return None
+
+
+def run_graph(module: GraphModule, args: tuple[object, ...]) -> object:
+    """A subgraph (the body of a no-grad or autocast region) on numbers."""
+    values: dict[Node, object] = {}
+    feed = iter(args)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(feed)
+        elif node.op == "get_attr":
+            values[node] = getattr(module, str(node.target))
+        elif node.op == "output":
+            return torch.fx.node.map_aggregate(node.args[0], lambda x: values[x] if isinstance(x, Node) else x)
+        else:
+            values[node] = run_node(node, values)
+    return None
+
+
+def _call(node: Node, args: Any, kwargs: Any) -> object:
+    modules = [a for a in args if isinstance(a, GraphModule)]
+    if modules:
+        return run_graph(modules[0], tuple(args[args.index(modules[0]) + 1 :]))
+    target: Any = node.target
+    return target(*args, **kwargs)
+
+
+def _double(x: Any) -> Any:
+    if isinstance(x, torch.Tensor) and x.is_floating_point():
+        return x.double()
+    if isinstance(x, torch.Tensor) and x.is_complex():
+        return x.to(torch.complex128)
+    return type(x)(_double(v) for v in x) if isinstance(x, (list, tuple)) else x
+
+
+def _size(node: Node) -> int:
+    value = node.meta.get("val")
+    return prod(value.shape) if isinstance(value, torch.Tensor) else 0
+
+
+def _permutation(node: Node, ndim: int, name: str) -> list[int]:
+    if name == "permute":
+        return [int(d) % ndim for d in node.args[1]]  # type: ignore[union-attr]
+    dims = list(range(ndim))
+    i, j = int(node.args[1]) % ndim, int(node.args[2]) % ndim  # type: ignore[arg-type]
+    dims[i], dims[j] = dims[j], dims[i]
+    return dims

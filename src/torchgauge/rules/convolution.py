@@ -1,0 +1,104 @@
+"""Convolutions: an einsum over channels whose spatial dimensions carry no frame (theory section 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torchgauge.rules import axes
+from torchgauge.rules.lower import Lowering
+from torchgauge.rules.registry import rule
+from torchgauge.spaces.constraints import Tensor
+
+aten = torch.ops.aten
+
+
+@rule(aten.conv1d, aten.conv2d, aten.conv3d)
+def conv(
+    ctx: Lowering,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    padded = padding != "valid" if isinstance(padding, str) else any(_tuple(padding))
+    padded = padded and any(k > 1 for k in weight.shape[2:]) or (not isinstance(padding, str) and any(_tuple(padding)))
+    return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded)
+
+
+@rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+def conv_transpose(
+    ctx: Lowering,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    # a constant input meets different taps at different places, so only a one-by-one kernel keeps constants
+    single = all(k == 1 for k in weight.shape[2:]) and ctx.shape[-1] == x.shape[-1]
+    safe = single and not any(_tuple(padding)) and not any(_tuple(output_padding)) and set(_tuple(stride)) == {1}
+    return _convolve(ctx, x, weight, bias, groups, transposed=True, shift_safe=safe)
+
+
+@rule(aten.convolution, aten._convolution)
+def convolution(
+    ctx: Lowering,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    *_: object,
+) -> Tensor:
+    if transposed:
+        return conv_transpose(ctx, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv(ctx, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolve(
+    ctx: Lowering, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, *, transposed: bool, shift_safe: bool
+) -> Tensor:
+    """Weight [o, i/g, *k], or [i, o/g, *k] when transposed; groups become a batch label of x and the weight."""
+    b, rank = ctx.b, weight.ndim - 2
+    shape, spatial = ctx.shape, ctx.shape[-rank:]
+    batch = shape[: -rank - 1]
+    channels = shape[-rank - 1]
+    labels = [tuple(f"{stem}{d}" for d in range(rank)) for stem in "skt"]
+    n = tuple(f"n{i}" for i in range(len(batch)))
+    window = frozenset(a for group in labels for a in group)
+    weight_labels: tuple[str, ...] = ("c", "o") if transposed else ("o", "c")
+    g: tuple[str, ...] = ()
+    out_shape: tuple[int, ...] = (*batch, channels, *spatial)
+    if groups > 1:
+        g, out_shape = ("g",), (*batch, groups, channels // groups, *spatial)
+        x = axes.reshape(b, x, (*batch, groups, x.shape[len(batch)] // groups, *x.shape[-rank:]))
+        weight = axes.reshape(b, weight, (groups, weight.shape[0] // groups, *weight.shape[1:]))
+    y = b.contract(
+        x,
+        weight,
+        (*n, *g, "c", *labels[0]),
+        (*g, *weight_labels, *labels[1]),
+        (*n, *g, "o", *labels[2]),
+        window=window,
+        out_shape=out_shape,
+        shift_safe=shift_safe,
+    )
+    y = axes.reshape(b, y, shape)
+    return y if bias is None else b.add(y, axes.reshape(b, bias, (*(1 for _ in batch), channels) + (1,) * rank))
+
+
+def _tuple(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)

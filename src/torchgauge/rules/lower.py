@@ -1,0 +1,343 @@
+"""From the captured graph to a program of constraints: one pass over the nodes, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from torchgauge.rules import registry
+from torchgauge.rules.constants import SHAPE_ONLY, Constants, name_of
+from torchgauge.rules.decompose import decompose
+from torchgauge.rules.recognise import Recogniser
+from torchgauge.spaces.constraints import Builder, Coordinate, Opaque, Profile, Program, Tensor
+
+if TYPE_CHECKING:
+    from torchgauge.capture import Captured
+
+GENERIC = Profile("generic")
+MAX_DEPTH = 4
+"""Decompositions inside decompositions before an operator counts as unknown."""
+
+
+@dataclass(eq=False)
+class Lowering:
+    """What a rule sees: the builder, the node at hand, and the constants of the graph."""
+
+    b: Builder
+    constants: Constants
+    recogniser: Recogniser
+    env: dict[Node, Any] = field(default_factory=dict)
+    node: Node = field(default=None)  # type: ignore[assignment]
+    values: dict[Tensor, Node] = field(default_factory=dict)
+    """The graph node of each constant tensor."""
+    statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Batch-norm buffers: placeholder node name → shape."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Placeholder node name → canonical name of its parameter or buffer."""
+    source: Callable[[Node], str] = field(default=lambda node: "")
+    depth: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the node's (first) result."""
+        value = self.node.meta["val"]
+        return tuple(int(n) for n in (value[0] if isinstance(value, (tuple, list)) else value).shape)
+
+    @property
+    def floating(self) -> bool:
+        """Whether the node's (first) result is floating point."""
+        value = self.node.meta["val"]
+        value = value[0] if isinstance(value, (tuple, list)) else value
+        return value.is_floating_point()
+
+    def scalar(self, value: float) -> Tensor:
+        return self.b.const((), "scalar", float(value))
+
+    def scale(self, x: Tensor, by: float) -> Tensor:
+        return self.b.mul(x, self.scalar(by))
+
+    def tensor(self, x: Tensor | float | bool) -> Tensor:
+        """An operand as a tensor; a constant is shrunk along the dimensions in which it is uniform."""
+        return self.shrink(x) if isinstance(x, Tensor) else self.scalar(float(x))
+
+    def shrink(self, x: Tensor) -> Tensor:
+        """A constant with size one where it is uniform, so that it pins no frame there."""
+        if x.role != "const" or not x.ndim:
+            return x
+        if x.fill is not None:
+            return self.b.const((1,) * x.ndim, x.name, x.fill)
+        node = self.values.get(x)
+        uniform = self.constants.uniform(node) if node is not None else frozenset()
+        shape = tuple(1 if d in uniform else n for d, n in enumerate(x.shape))
+        return x if shape == x.shape else self.b.const(shape, x.name)
+
+    def exact(self, x: Tensor) -> torch.Tensor | None:
+        """The numbers of a constant where they depend on nothing, else None."""
+        return self.constants.exact(self.values[x]) if x in self.values else None
+
+    def generic(self, *xs: Tensor | float) -> Tensor:
+        """An elementwise function of which nothing is known: it lets shared permutations through."""
+        b = self.b
+        parts = [self.tensor(x) for x in xs]
+        total = self.scalar(0.0)
+        for x in parts:
+            total = b.add(total, x if x.role == "const" else b.pointwise(x, GENERIC))
+        return b.expand(total if total.role == "const" else b.pointwise(total, GENERIC), self.shape)
+
+    def opaque(self, reason: str) -> Any:
+        """Nothing is known about this node: everything that it reads becomes rigid."""
+        return self._opaque(self.node, reason)
+
+    def _opaque(self, node: Node, reason: str) -> Any:
+        xs = [x for n in node.all_input_nodes for x in _tensors(self.env.get(n))]
+        return _map_values(node.meta.get("val"), lambda v: self.b.opaque(xs, tuple(v.shape), reason))
+
+    # -- the walk ----------------------------------------------------------------------------------------------
+    def run(self, graph: Graph) -> Any:
+        """Lower every node; returns the lowered output structure."""
+        for node in graph.nodes:
+            if node.op == "output":
+                return torch.fx.node.map_arg(node.args[0], lambda n: self.env[n])
+            if node.op != "placeholder" and node not in self.env:
+                self.node = node
+                if self.depth == 0:
+                    self.b.source = self.source(node)
+                self.env[node] = self.visit(node)
+        return None
+
+    def visit(self, node: Node) -> Any:
+        if node.op == "get_attr" or isinstance(node.target, GraphModule):
+            return self._constant(node)
+        if node.op != "call_function":
+            return self._opaque(node, f"unsupported node {node.format_node()}")
+        if name_of(node) == "getitem":
+            whole: Any = self.env[node.args[0]]  # type: ignore[index]
+            return whole[node.args[1]] if whole is not None else self._opaque(node, "getitem")
+        if not _has_tensor(node):
+            return None
+        if self._is_constant(node):
+            return self._constant(node)
+        fused = self.recogniser.fuse(self, node)
+        if fused is not None:
+            return fused
+        return self.apply(node)
+
+    def apply(self, node: Node) -> Any:
+        """The node's rule, else its decomposition, else opaque."""
+        args, kwargs = _arguments(node, self.env)
+        found = registry.find(node.target)
+        result = found(self, *args, **kwargs) if found is not None else NotImplemented
+        if result is NotImplemented and self.depth < MAX_DEPTH:
+            result = self._decomposed(node)
+        if result is NotImplemented:
+            result = self._opaque(node, f"no rule for {node.target}")
+        if registry.is_inplace(node.target) and isinstance(node.args[0], Node):
+            self._overwrite(node.args[0], result)
+        return result
+
+    def _decomposed(self, node: Node) -> Any:
+        inner = decompose(node)
+        if inner is None:
+            return NotImplemented
+        graph, inputs = inner
+        for placeholder, outer in inputs.items():
+            self.env[placeholder] = self.env[outer]
+            self.constants.alias[placeholder] = outer
+        self.depth += 1
+        result = self.run(graph)
+        self.depth -= 1
+        self.node = node
+        return result
+
+    def _overwrite(self, target: Node, result: Any) -> None:
+        """An in-place operator: the old name means the new value from here on; views of it are not tracked."""
+        family = {target}
+        while True:
+            more = {a for n in family if _is_view(n) for a in n.all_input_nodes[:1]}
+            more |= {u for n in family for u in n.users if _is_view(u) and u.args[0] is n}
+            if more <= family:
+                break
+            family |= more
+        for node in family:
+            self.constants.spoiled.add(self.constants.resolve(node))
+            if len(family) > 1 and node in self.env:
+                xs = [*_tensors(result), *_tensors(self.env[node])]
+                self.env[node] = self.b.opaque(xs, tuple(node.meta["val"].shape), "in-place write through a view")
+        if len(family) == 1:
+            self.env[target] = result
+
+    def _is_constant(self, node: Node) -> bool:
+        if name_of(node) in SHAPE_ONLY:
+            return True
+        return all(_is_const(self.env.get(n)) for n in node.all_input_nodes)
+
+    def _constant(self, node: Node) -> Any:
+        value = node.meta.get("val")
+        if value is None and node.op == "get_attr":
+            return None
+
+        def leaf(v: Any) -> Tensor:
+            single = isinstance(value, torch.Tensor)
+            x = self.b.const(tuple(v.shape), node.name, self.constants.fill(node) if single else None)
+            if single:
+                self.values[x] = node
+            return x
+
+        return _map_values(value, leaf)
+
+
+def lower(captured: Captured) -> Program:
+    """Lower a captured model to constraints.
+
+    Every operator without a rule is decomposed; what has no decomposition either becomes `Opaque`, and the program
+    lists it with its source line.
+    """
+    b = Builder()
+    graph = captured.graph_module.graph
+    roles = captured.placeholders
+    statistics = _statistics(graph)
+    constants = Constants({})
+    recogniser = Recogniser(constants)
+    names = {n: name for n, (_, name) in roles.items()}
+    ctx = Lowering(b, constants, recogniser, names=names, source=captured.source)
+    offsets = recogniser.offsets(graph, {n for n, (role, _) in roles.items() if role == "param"}, ctx.names)
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            b.source = captured.source(node)
+            ctx.env[node] = _leaf(ctx, captured, node, statistics, offsets)
+    ctx.run(graph)
+    program = b.program
+    for ref in captured.outputs:
+        for x in _tensors(ctx.env[ref.node]):
+            program.outputs.append(x)
+            program.output_names.append(ref.name)
+    return prune(program)
+
+
+def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], offsets: dict[str, float]) -> Any:
+    """The tensor of a placeholder, by its role."""
+    b = ctx.b
+    value = node.meta.get("val")
+    if node.op == "get_attr":
+        value = _attribute(captured.graph_module, str(node.target))
+        if not isinstance(value, torch.Tensor):
+            return value
+        return _const_leaf(ctx, node, value, True)
+    if not isinstance(value, torch.Tensor):
+        return None
+    shape = tuple(int(n) for n in value.shape)
+    role, name = captured.placeholders[node.name]
+    if role == "param":
+        offset = offsets.get(name)
+        coordinate = Coordinate(name, "offset", offset) if offset is not None else None
+        return b.param(name, shape, coordinate)
+    if role == "input":
+        if value.is_floating_point() or value.is_complex():
+            return b.input(name, shape)
+        return _const_leaf(ctx, node, _distinct(value), False)
+    if node in statistics:
+        ctx.statistics[node.name] = shape
+        return b.pointwise(b.buffer(name, shape), GENERIC)
+    numbers = captured.buffers.get(name) if role == "buffer" else captured.constants.get(name)
+    known = role == "const"
+    if not isinstance(numbers, torch.Tensor) or numbers.device.type == "meta" or hasattr(numbers, "fake_mode"):
+        numbers, known = _distinct(value), False
+    return _const_leaf(ctx, node, numbers, known)
+
+
+def _const_leaf(ctx: Lowering, node: Node, numbers: torch.Tensor, exact: bool) -> Tensor:
+    numbers = numbers.detach().cpu()
+    ctx.constants.leaves[node] = numbers.double() if numbers.is_floating_point() else numbers, exact
+    x = ctx.b.const(tuple(numbers.shape), node.name, ctx.constants.fill(node))
+    ctx.values[x] = node
+    return x
+
+
+def _distinct(value: torch.Tensor) -> torch.Tensor:
+    """Generic numbers of a shape and kind: positive floats, distinct integers, mixed truth values."""
+    shape = tuple(value.shape)
+    if value.is_floating_point():
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    count = torch.arange(max(1, int(torch.tensor(shape).prod())) if shape else 1).reshape(shape)
+    return count % 2 == 0 if value.dtype == torch.bool else count.to(torch.int64)
+
+
+def _statistics(graph: Graph) -> set[Node]:
+    """Placeholders that are the running statistics of a normalisation in evaluation mode."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if name_of(node) in ("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"):
+            found |= {a for a in node.args[3:5] if isinstance(a, Node)}
+    return found
+
+
+def prune(program: Program) -> Program:
+    """Drop the constraints, parameters and opaque notes that no output reads."""
+    live: set[Tensor] = set(program.outputs)
+    kept = []
+    for constraint in reversed(program.constraints):
+        if constraint.out in live:
+            live.update(constraint.inputs)
+            kept.append(constraint)
+    program.constraints = kept[::-1]
+    program.params = {n: x for n, x in program.params.items() if x in live}
+    program.coordinates = {n: program.coordinates[n] for n in program.params}
+    program.buffers = {n: x for n, x in program.buffers.items() if x in live}
+    program.opaque = [(c.reason, c.out.source) for c in program.constraints if isinstance(c, Opaque)]
+    return program
+
+
+def _arguments(node: Node, env: dict[Node, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The node's arguments in schema order with symbolic tensors; keyword-only ones stay keywords."""
+    look = lambda x: env.get(x) if isinstance(x, Node) else x  # noqa: E731
+    args = [torch.fx.node.map_aggregate(a, look) for a in node.args]
+    kwargs = {k: torch.fx.node.map_aggregate(v, look) for k, v in node.kwargs.items()}
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return args, kwargs
+    for argument in schema.arguments[len(args) :]:
+        if argument.kwarg_only or not kwargs:
+            break
+        args.append(kwargs.pop(argument.name, argument.default_value))
+    kwargs.pop("out", None)
+    return args, kwargs
+
+
+def _has_tensor(node: Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(v, torch.Tensor) for v in values)
+
+
+def _is_view(node: Node) -> bool:
+    """Whether the node is a view of its first argument, by its schema."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or registry.is_inplace(node.target):
+        return False
+    return any(r.alias_info is not None for r in schema.returns)
+
+
+def _is_const(value: Any) -> bool:
+    return all(x.role == "const" for x in _tensors(value))
+
+
+def _tensors(value: Any) -> Sequence[Tensor]:
+    if isinstance(value, Tensor):
+        return (value,)
+    return [x for v in value for x in _tensors(v)] if isinstance(value, (tuple, list)) else ()
+
+
+def _map_values(value: Any, make: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return make(value)
+    return [_map_values(v, make) for v in value] if isinstance(value, (tuple, list)) else None
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part)
+    return module

@@ -1,0 +1,200 @@
+"""Axes: the index sets and vector spaces of a network, with the frames that may stand on them.
+
+An `Axis` is one factor of one dimension of some tensors. Axes that must carry the same frame are joined in a
+union-find whose edges carry a `Label`: the frame of a member is the root's frame, possibly contragredient, times a
+charge, conjugated by gains ("dressed"). A root holds the kind of frame, a meet in the lattice
+
+    GL > O > O_1 > index,    GL > complex > index
+
+where "index" is a permutation of the axis (scales are charges, kept apart). An axis may turn out to be a product of
+axes (a reshape) or a sum (a concatenation or a slice); both are recorded at the root and unfold on demand.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from enum import Enum
+from math import prod
+
+from torchgauge.spaces.charges import NONE, Charge, Var
+from torchgauge.spaces.constraints import Tensor
+
+_serial = itertools.count()
+
+
+class Kind(Enum):
+    """Frame groups of a single axis. Diagonal scales are charges; an index axis carries permutations only."""
+
+    GL = "GL"
+    O = "O"
+    O1 = "O1"
+    COMPLEX_HALF = "complex-half"
+    COMPLEX_INTERLEAVED = "complex-interleaved"
+    INDEX = "index"
+
+    @property
+    def vector(self) -> bool:
+        return self is not Kind.INDEX
+
+    @property
+    def complex(self) -> bool:
+        return self in (Kind.COMPLEX_HALF, Kind.COMPLEX_INTERLEAVED)
+
+
+Dress = tuple[tuple[Tensor, int], ...]
+
+
+def _merge(a: Dress, b: Dress, sign: int) -> Dress:
+    powers: dict[Tensor, int] = dict(a)
+    for gain, p in b:
+        powers[gain] = powers.get(gain, 0) + sign * p
+    return tuple((g, p) for g, p in powers.items() if p)
+
+
+@dataclass(frozen=True)
+class Label:
+    """frame of member = charge · dress(frame of parent, contragredient if `flip`); dress(F) = γ' F γ⁻¹, γ the gains."""
+
+    flip: bool = False
+    charge: Charge = NONE
+    dress: Dress = ()
+
+    def after(self, inner: Label) -> Label:
+        """The label of a member whose parent stands at `inner` from the root."""
+        sign = -1 if self.flip else 1
+        charge = self.charge + (inner.charge.scaled(sign) if inner.charge else NONE)
+        return Label(self.flip ^ inner.flip, charge, _merge(self.dress, inner.dress, sign))
+
+    def inverse(self) -> Label:
+        sign = 1 if self.flip else -1
+        return Label(self.flip, self.charge.scaled(sign), _merge((), self.dress, sign))
+
+
+SAME = Label()
+DUAL = Label(flip=True)
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """Why an axis lost frames."""
+
+    before: str
+    after: str
+    reason: str
+    source: str
+
+
+@dataclass(eq=False)
+class Axis:
+    """One factor of a dimension. State below `parent` is meaningful at a root only."""
+
+    size: int
+    name: str
+    kind: Kind = Kind.GL
+    pinned: bool = False
+    fresh: bool = False
+    """Belongs to a parameter (or a block of zeros) that nothing has used yet."""
+    depends: frozenset[Axis] = frozenset()
+    """Index axes that the frame may depend on (one matrix per head, ...)."""
+    charge: Charge = NONE
+    parent: Axis | None = None
+    label: Label = SAME
+    factors: tuple[Axis, ...] = ()
+    summands: tuple[Axis, ...] = ()
+    views: tuple[Axis, ...] = ()
+    """Factors of a reshape that no operation has told apart yet."""
+    view_of: Axis | None = None
+    gains: set[Tensor] = field(default_factory=set)
+    narrowings: list[Narrowing] = field(default_factory=list)
+    serial: int = field(default_factory=lambda: next(_serial))
+    _children: tuple[Axis, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{self.name}#{self.serial}({self.size})"
+
+    # -- union-find --------------------------------------------------------------------------------------------
+    def find(self) -> tuple[Axis, Label]:
+        """Root and label, with path compression."""
+        if self.parent is None:
+            return self, SAME
+        root, above = self.parent.find()
+        if root is not self.parent:
+            self.label = self.label.after(above)
+            self.parent = root
+        return root, self.label
+
+    @property
+    def root(self) -> Axis:
+        return self.find()[0]
+
+    # -- structure ---------------------------------------------------------------------------------------------
+    def leaves(self) -> list[Axis]:
+        """Unfold products; a sum stays one axis."""
+        if self.parent is None and not self.factors:
+            return [self]
+        root = self.root
+        if not root.factors:
+            return [self]
+        return [leaf for child in self.children() for leaf in child.leaves()]
+
+    def children(self) -> tuple[Axis, ...]:
+        """Factors or summands as this member sees them: copies that carry the member's label."""
+        root, label = self.find()
+        parts = root.factors or root.summands
+        if label == SAME or not parts:
+            return parts
+        if not self._children:
+            vectors = [p for p in parts if p.root.kind.vector] if root.factors else list(parts)
+            carrier = vectors[-1] if vectors else parts[0]
+            children = []
+            for part in parts:
+                if root.summands:
+                    wanted = Label(label.flip, on_piece(label.charge, root, part), label.dress)
+                elif part is carrier:
+                    wanted = label
+                else:
+                    wanted = Label(flip=label.flip)
+                children.append(part if wanted == SAME else attached(part, wanted, part.name))
+            self._children = tuple(children)
+        return self._children
+
+    def ground(self) -> list[Axis]:
+        """All root axes below: products and sums unfolded."""
+        out = []
+        for leaf in self.leaves():
+            root = leaf.root
+            if root.summands:
+                out.extend(g for s in root.summands for g in s.ground())
+            out.append(root)
+        return out
+
+
+def on_piece(charge: Charge, whole: Axis, part: Axis) -> Charge:
+    def at(var: Var) -> Var:
+        return var.piece(whole, part) if whole in var.support() else var
+
+    return Charge({at(v): q for v, q in charge.log.items()}, frozenset(at(v) for v in charge.odd))
+
+
+def attached(axis: Axis, label: Label, name: str) -> Axis:
+    """A new member of the class of `axis`."""
+    return Axis(axis.size, name, parent=axis, label=label)
+
+
+def product_axis(factors: tuple[Axis, ...], name: str) -> Axis:
+    """An axis that is the product of given ones (outermost first)."""
+    if len(factors) == 1:
+        return factors[0]
+    return Axis(prod(f.size for f in factors), name, factors=factors)
+
+
+def sum_axis(summands: tuple[Axis, ...], name: str) -> Axis:
+    """An axis that is the concatenation of given ones."""
+    flat: list[Axis] = []
+    for s in summands:
+        root, label = s.find()
+        flat.extend(s.children() if root.summands and label == SAME else (s,))
+    if len(flat) == 1:
+        return flat[0]
+    return Axis(sum(s.size for s in flat), name, summands=tuple(flat))

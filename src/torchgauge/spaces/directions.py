@@ -1,0 +1,263 @@
+"""Second and third pass: directions that no reader sees, and affine relations that every tensor obeys.
+
+Backward: a `Pattern` on a tensor says that its readers ignore any change that is proportional to fixed vectors along
+some dimensions and arbitrary along the others (theory section 2b). Forward: a `Relation` says that a covector along
+some dimensions gives a constant (section 2c). The fixed vectors are ones times powers of gains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import singledispatchmethod
+from math import prod
+
+from torchgauge.spaces import constraints as c
+
+Gains = tuple[tuple[c.Tensor, int], ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Changes v ⊗ u are invisible: v = Π gain^power (ones if empty) along `dims`, u arbitrary along the rest."""
+
+    dims: frozenset[int]
+    gains: Gains = ()
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Σ_dims n·x = κ with n = Π gain^power; κ = κ₀ + Σ over `offsets` of n_b·b, n_b the covector seen by bias b."""
+
+    dims: frozenset[int]
+    gains: Gains = ()
+    constant: float = 0.0
+    offsets: tuple[tuple[c.Tensor, Gains], ...] = ()
+
+
+def regrouped(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int] | None:
+    """The dimensions of `other` (a reshape of `shape`) that hold exactly the given ones; None if they mix."""
+    groups = _groups(shape, other)
+    out: set[int] = set()
+    for left, right in groups:
+        inside = {i for i in left if shape[i] > 1}
+        if inside and inside <= dims:
+            out.update(right)
+        elif inside & dims:
+            return None
+    return frozenset(out)
+
+
+def _groups(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Finest common grouping of the dimensions of two shapes of one tensor."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(a) or j < len(b):
+        left, right, m, n = [], [], 1, 1
+        while True:
+            if m <= n and i < len(a) and (m < n or not left):
+                left.append(i)
+                m *= a[i]
+                i += 1
+            elif j < len(b) and (n < m or not right):
+                right.append(j)
+                n *= b[j]
+                j += 1
+            else:
+                break
+            if m == n and left and right:
+                break
+        groups.append((left, right))
+        if not left and not right:
+            break
+    return groups
+
+
+class PatternPass:
+    """Backward: `patterns[t]` for every tensor whose readers all ignore one common pattern."""
+
+    def __init__(self, program: c.Program) -> None:
+        self.seen: dict[c.Tensor, list[Pattern | None]] = {}
+        self.makers = {k.out: k for k in program.constraints}
+        for out in program.outputs:
+            self.seen.setdefault(out, []).append(None)
+        for k in reversed(program.constraints):
+            pattern = self.of(k.out)
+            for tensor in dict.fromkeys(k.inputs):
+                found = self.back(k, pattern, tensor)
+                self.seen.setdefault(tensor, []).append(found)
+
+    def of(self, tensor: c.Tensor) -> Pattern | None:
+        """The meet of what the readers ignore."""
+        readers = self.seen.get(tensor, [])
+        if not readers or any(p is None for p in readers):
+            return None
+        patterns = [p for p in readers if p is not None]
+        if len(set(patterns)) == 1:
+            return patterns[0]
+        if all(not p.gains for p in patterns):
+            return Pattern(frozenset().union(*(p.dims for p in patterns)))
+        return None
+
+    @singledispatchmethod
+    def back(self, k: c.Constraint, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        """What `k` as a reader of `tensor` ignores, given what is ignored of its result."""
+        return None
+
+    @back.register
+    def _(self, k: c.Normalize, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return Pattern(frozenset(k.dims)) if k.kind == "layer" else None
+
+    @back.register
+    def _(self, k: c.Softmax, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return Pattern(frozenset([k.dim]))
+
+    @back.register
+    def _(self, k: c.Reshape, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        if out is None:
+            return None
+        dims = regrouped(out.dims, k.out.shape, k.x.shape)
+        return None if dims is None else replace(out, dims=dims)
+
+    @back.register
+    def _(self, k: c.Permute, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return None if out is None else replace(out, dims=frozenset(k.dims[d] for d in out.dims))
+
+    @back.register
+    def _(self, k: c.Slice, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return None if out is None or k.dim in out.dims else out
+
+    @back.register
+    def _(self, k: c.Concat, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        if out is None or k.dim in out.dims or sum(x is tensor for x in k.xs) > 1:
+            return None
+        return out
+
+    @back.register
+    def _(self, k: c.Expand, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return _narrowed(out, tensor.shape, k.out.shape)
+
+    @back.register
+    def _(self, k: c.Add, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return None if k.x is k.y else _narrowed(out, tensor.shape, k.out.shape)
+
+    @back.register
+    def _(self, k: c.Mul, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        if out is None or k.x is k.y or tensor is not k.x:
+            return None
+        across = [i for i, n in enumerate(k.y.shape) if n > 1 and i in out.dims]
+        if not across:
+            return _narrowed(out, tensor.shape, k.out.shape)
+        gain = gain_of(self.makers, k.y)
+        if gain is None or len(out.dims) != 1 or k.y.role == "const":
+            return None
+        return replace(out, gains=(*out.gains, (gain, -k.power)))
+
+    @back.register
+    def _(self, k: c.Contract, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        if out is None or k.x is k.y:
+            return None
+        labels = {k.out_labels[d] for d in out.dims}
+        mine, other = (k.x_labels, k.y_labels) if tensor is k.x else (k.y_labels, k.x_labels)
+        if labels & k.window or not labels <= set(mine) or (labels & set(other)):
+            return None
+        return replace(out, dims=frozenset(mine.index(a) for a in labels))
+
+    @back.register
+    def _(self, k: c.Gather, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        lead = k.out.ndim - (k.table.ndim - 1)
+        if out is None or any(d < lead for d in out.dims):
+            return None
+        return replace(out, dims=frozenset(d - lead + 1 for d in out.dims))
+
+    @back.register
+    def _(self, k: c.Spatial, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        if out is None or k.mode != "linear" or out.dims & set(k.dims):
+            return None
+        return out
+
+
+def _narrowed(out: Pattern | None, shape: tuple[int, ...], full: tuple[int, ...]) -> Pattern | None:
+    """A broadcast operand is constant where it has size one, which only a pattern of ones allows."""
+    if out is None:
+        return None
+    dims = frozenset(d for d in out.dims if shape[d] == full[d])
+    if dims != out.dims and out.gains:
+        return None
+    return replace(out, dims=dims)
+
+
+def gain_of(makers: dict[c.Tensor, c.Constraint], t: c.Tensor) -> c.Tensor | None:
+    """The parameter or buffer vector that `t` is, up to dimensions of size one."""
+    while t.role == "data":
+        made = makers.get(t)
+        if not isinstance(made, c.Reshape):
+            return None
+        if [n for n in made.x.shape if n > 1] != [n for n in t.shape if n > 1]:
+            return None
+        t = made.x
+    return t if t.role in ("param", "buffer") and sum(n > 1 for n in t.shape) <= 1 else None
+
+
+class RelationPass:
+    """Forward: `relations[t]` for every tensor that obeys one."""
+
+    def __init__(self, program: c.Program) -> None:
+        self.relations: dict[c.Tensor, Relation] = {}
+        self.makers = {k.out: k for k in program.constraints}
+        for k in program.constraints:
+            found = self.forth(k)
+            if found is not None:
+                self.relations[k.out] = found
+
+    @singledispatchmethod
+    def forth(self, k: c.Constraint) -> Relation | None:
+        """The relation of `k.out`."""
+        return None
+
+    @forth.register
+    def _(self, k: c.Normalize) -> Relation | None:
+        return Relation(frozenset(k.dims)) if k.kind == "layer" else None
+
+    @forth.register
+    def _(self, k: c.Softmax) -> Relation | None:
+        return None if k.log else Relation(frozenset([k.dim]), constant=1.0)
+
+    @forth.register
+    def _(self, k: c.Reshape) -> Relation | None:
+        x = self.relations.get(k.x)
+        dims = regrouped(x.dims, k.x.shape, k.out.shape) if x else None
+        return replace(x, dims=dims) if x and dims is not None else None
+
+    @forth.register
+    def _(self, k: c.Permute) -> Relation | None:
+        x = self.relations.get(k.x)
+        return replace(x, dims=frozenset(k.dims.index(d) for d in x.dims)) if x else None
+
+    @forth.register
+    def _(self, k: c.Slice) -> Relation | None:
+        x = self.relations.get(k.x)
+        return x if x and k.dim not in x.dims else None
+
+    @forth.register
+    def _(self, k: c.Expand) -> Relation | None:
+        x = self.relations.get(k.x)
+        return x if x and all(k.x.shape[d] == k.out.shape[d] for d in x.dims) else None
+
+    @forth.register
+    def _(self, k: c.Mul) -> Relation | None:
+        x, gain = self.relations.get(k.x), gain_of(self.makers, k.y)
+        if x is None or gain is None or k.x.shape != k.out.shape or len(x.dims) != 1:
+            return None
+        (dim,) = x.dims
+        if x.constant or x.offsets or k.y.shape[dim] != k.out.shape[dim] or prod(k.y.shape) != k.y.shape[dim]:
+            return None
+        return replace(x, gains=(*x.gains, (gain, -k.power)))
+
+    @forth.register
+    def _(self, k: c.Add) -> Relation | None:
+        x, bias = self.relations.get(k.x), gain_of(self.makers, k.y)
+        if x is None or bias is None or bias.role != "param" or k.alpha != 1.0 or k.x.shape != k.out.shape:
+            return None
+        if len(x.dims) != 1 or prod(k.y.shape) != k.y.shape[next(iter(x.dims))]:
+            return None
+        return replace(x, offsets=(*x.offsets, (bias, x.gains)))

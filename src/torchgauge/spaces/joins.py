@@ -1,0 +1,461 @@
+"""Joining and narrowing axes: unification with a meet in the lattice of frame kinds.
+
+Every step only ever removes frames, so whatever the order, what is left at the end is a group of symmetries.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from torchgauge.spaces.axes import SAME, Axis, Kind, Label, Narrowing, attached, on_piece, sum_axis
+from torchgauge.spaces.charges import NONE, Charge, System, Var
+from torchgauge.spaces.constraints import Tensor
+
+
+@dataclass
+class Frames:
+    """The state of one inference: joins and narrows axes, and keeps the equations between charges."""
+
+    system: System = field(default_factory=System)
+    gain_axes: dict[Tensor, tuple[Axis, Charge]] = field(default_factory=dict)
+    """Gain tensor → its own axis and the charge it may trade (for classes that collapse)."""
+    source: str = ""
+    reason: str = ""
+
+    # -- charges -----------------------------------------------------------------------------------------------
+    def total(self, axis: Axis) -> Charge:
+        """The charge of a leg: its label's and its class's, over all factors."""
+        leaves = axis.leaves()
+        if leaves != [axis]:
+            return sum((self.total(leaf) for leaf in leaves), NONE)
+        root, label = axis.find()
+        if root.summands:
+            return Charge.of(self._piecewise(axis))
+        if label.dress and not root.kind.vector:
+            label = self._undressed(axis)
+        return label.charge + (root.charge.scaled(-1 if label.flip else 1) if root.charge else NONE)
+
+    def _piecewise(self, axis: Axis) -> Var:
+        """A variable that equals the total of each summand on that summand."""
+        root = axis.root
+        var = Var(f"charge of {axis.name}", (axis,))
+        for part, child in zip(root.summands, axis.children(), strict=True):
+            total = self.total(child)
+            piece = var.pieces[part] = Var(f"{var.name}|{part.name}", (part, *_axes_of(total)))
+            self.system.zero(Charge.of(piece) - total, self.reason)
+        var.axes = (axis, *(x for p in var.pieces.values() for x in p.axes[1:]))
+        return var
+
+    def _undressed(self, axis: Axis) -> Label:
+        """In a class that lost its matrices a gain is nothing but a charge."""
+        root, label = axis.find()
+        charge = label.charge
+        for gain, power in label.dress:
+            charge = charge + self.gain_axes[gain][1].scaled(power)
+        axis.label = Label(label.flip, charge)
+        axis.parent = root
+        return axis.label
+
+    # -- narrowing ---------------------------------------------------------------------------------------------
+    def narrow(self, axis: Axis, kind: Kind) -> None:
+        """Meet of the class of `axis` with `kind`, at this member's place."""
+        self.settle(axis, frozenset([axis]) if kind.vector and axis.view_of else None)
+        leaves = axis.leaves()
+        if len(leaves) != 1 or leaves[0] is not axis:
+            for leaf in leaves:
+                self.narrow(leaf, kind)
+            return
+        root, label = axis.find()
+        if root.summands:
+            for child in axis.children():
+                self.narrow(child, kind)
+            return
+        if kind is Kind.INDEX:
+            self._to_index(root)
+            return
+        if root.kind is Kind.INDEX:
+            if kind.complex:
+                self.turn_index(axis, kind)
+            return
+        if root.kind is Kind.GL:
+            self._reroot(axis)
+            self._specialise(axis, kind)
+        elif label.dress:
+            self._to_index(root)
+            self.narrow(axis, kind)
+        elif root.kind is kind or (root.kind is Kind.O1 and kind is Kind.O):
+            return
+        elif root.kind is Kind.O and kind is Kind.O1:
+            self._specialise(root, kind)
+        else:
+            self._to_index(root)
+            self.narrow(axis, kind)
+
+    def _specialise(self, root: Axis, kind: Kind) -> None:
+        self._note(root, kind.value)
+        before, root.kind, root.fresh = root.kind, kind, False
+        if kind in (Kind.O, Kind.O1):
+            magnitude, sign = before is Kind.GL, kind is Kind.O1
+            var = Var(f"scale of {root.name}", tuple(root.depends), magnitude, sign, origin=self.source)
+            root.charge = root.charge + Charge.of(var)
+
+    def _note(self, root: Axis, after: str) -> None:
+        before = ("rigid" if root.pinned else "permutations") if root.kind is Kind.INDEX else root.kind.value
+        root.narrowings.append(Narrowing(before, after, self.reason, self.source))
+
+    def _reroot(self, axis: Axis) -> None:
+        """Make a member the root (only frames without a metric can be measured from any place)."""
+        root, label = axis.find()
+        if root is axis:
+            return
+        axis.parent, axis.label = None, SAME
+        root.parent, root.label = axis, label.inverse()
+        for name in ("kind", "pinned", "fresh", "depends", "charge", "gains", "narrowings", "factors", "summands"):
+            setattr(axis, name, getattr(root, name))
+        axis.charge, axis._children = NONE, ()
+        assert not root.charge
+
+    def _to_index(self, root: Axis) -> None:
+        if root.kind is Kind.INDEX:
+            return
+        before, was_fresh = root.kind, root.fresh
+        self._note(root, "permutations")
+        root.kind, root.fresh = Kind.INDEX, False
+        axes = (root, *root.depends)
+        if before.complex:
+            root.pinned = True
+            var = Var(f"scale of {root.name}", axes, origin=self.source)
+            self._divide_pairs(root, before, Charge.of(var))
+        elif not was_fresh and before is not Kind.O1:
+            var = Var(f"scale of {root.name}", axes, magnitude=before is Kind.GL, origin=self.source)
+            root.charge = root.charge + Charge.of(var)
+        for gain in sorted(root.gains, key=lambda g: g.name):
+            gain_axis, _ = self.gain_axes[gain]
+            if gain_axis.root is not root:
+                self.join_index(gain_axis, root)
+
+    def _divide_pairs(self, root: Axis, kind: Kind, charge: Charge) -> None:
+        """The two entries of every rotary pair scale together."""
+        two = Axis(2, "pair", Kind.INDEX, pinned=True)
+        pairs = Axis(root.size // 2, root.name, Kind.INDEX, pinned=True, charge=charge)
+        root.charge = NONE
+        root.factors = (two, pairs) if kind is Kind.COMPLEX_HALF else (pairs, two)
+        self.system.constant(charge, (two,), "rotary pairs scale together")
+
+    def turn_index(self, axis: Axis, kind: Kind) -> None:
+        """A rotary embedding over an index axis: pinned, and both entries of a pair scale together."""
+        root, total = axis.root, self.total(axis)
+        self.pin(root)
+        if root.factors or root.summands:
+            self.system.zero(total, "a rotary embedding over an axis that is divided already")
+            return
+        label = axis.find()[1]
+        self._divide_pairs(root, kind, root.charge)
+        two = next(f for f in root.factors if f.name == "pair")
+        self.system.constant(label.charge, (two,), "rotary pairs scale together")
+
+    def pin(self, axis: Axis) -> None:
+        """No permutation, and no matrix, on this axis; its charges stay."""
+        self.settle(axis)
+        for leaf in axis.leaves():
+            root = leaf.root
+            if root.summands:
+                for child in leaf.children():
+                    self.pin(child)
+                continue
+            self._to_index(root)
+            if not root.pinned:
+                self._note(root, "rigid")
+                root.pinned = True
+
+    def limit_depends(self, axis: Axis, allowed: frozenset[Axis]) -> None:
+        """The frame of `axis` may depend on these axes only."""
+        root = axis.root
+        if root.depends:
+            kept = frozenset(d for d in root.depends if all(g in allowed for g in d.ground()))
+            if kept != root.depends:
+                root.depends = kept
+
+    # -- joining -----------------------------------------------------------------------------------------------
+    def equate(self, a: Axis, b: Axis, label: Label) -> bool:
+        """Demand frame(a) = label(frame(b)), matrices and charges, on single unfolded axes.
+
+        Returns True when the charges are settled by the join, False when the caller must still equate totals
+        (index axes carry permutations only).
+        """
+        self.settle(a)
+        self.settle(b)
+        (ra, la), (rb, lb) = a.find(), b.find()
+        if ra.summands or rb.summands or ra.factors or rb.factors:
+            return self._equate_parts(a, b, label)
+        if not (ra.kind.vector and rb.kind.vector):
+            self._to_index(ra)
+            self._to_index(rb)
+            self.join_index(a, b)
+            return False
+        if ra is rb:
+            self._loop(a, b, label)
+            return True
+        if ra.kind is not Kind.GL and rb.kind is not Kind.GL:
+            between = la.inverse().after(label).after(lb)
+            if between.dress or ra.kind.complex != rb.kind.complex or (ra.kind.complex and ra.kind is not rb.kind):
+                self._to_index(ra)
+                self._to_index(rb)
+                self.join_index(a, b)
+                return False
+            if ra.kind is not rb.kind:
+                self._specialise(ra if ra.kind is Kind.O else rb, Kind.O1)
+            self.system.zero(ra.charge - between.charge - rb.charge.scaled(-1 if between.flip else 1), self.reason)
+            ra.charge = NONE
+            self._adopt(ra, rb, Label(between.flip, NONE))
+            # the charge equation above makes label and class charges agree
+            ra.label = Label(between.flip, between.charge)
+        elif ra.kind is Kind.GL:
+            self._adopt(ra, rb, la.inverse().after(label).after(lb))
+        else:
+            self._adopt(rb, ra, lb.inverse().after(label.inverse()).after(la))
+        return True
+
+    def _equate_parts(self, a: Axis, b: Axis, label: Label) -> bool:
+        parts = [(a, b)] if a.root.factors or b.root.factors else self.match_sums(a, b)
+        return all([self.equate(x, y, label) for p, q in parts for x, y in self.match([p], [q])])
+
+    def _adopt(self, child: Axis, root: Axis, label: Label) -> None:
+        """Hang the class of `child` below `root`; both are roots of single unfolded axes."""
+        assert not child.factors and not root.factors and child is not root
+        if child.fresh != root.fresh:
+            root.depends = root.depends if child.fresh else child.depends
+        else:
+            root.depends = common(child.depends, root.depends)
+        root.fresh = root.fresh and child.fresh
+        root.gains |= child.gains
+        root.gains |= {g for g, _ in label.dress}
+        root.narrowings.extend(child.narrowings)
+        root.pinned = root.pinned or child.pinned
+        child.parent, child.label = root, label
+
+    def _loop(self, a: Axis, b: Axis, label: Label) -> None:
+        """Two members of one class are asked for a relation that the class may not have."""
+        (root, la), (_, lb) = a.find(), b.find()
+        between = la.inverse().after(label).after(lb)
+        if between.dress:
+            self._to_index(root)
+            total_a, total_b = self.total(a), self.total(b)
+            self.system.zero(total_a - label.charge - (-total_b if label.flip else total_b), self.reason)
+        elif between.flip and root.kind is not Kind.INDEX and root.kind not in (Kind.O, Kind.O1):
+            self.narrow(root, Kind.INDEX if root.kind.complex else Kind.O)
+            self._loop(a, b, label)
+        else:
+            total_a, total_b = self.total(a), self.total(b)
+            self.system.zero(total_a - label.charge - (-total_b if label.flip else total_b), self.reason)
+
+    def join_index(self, a: Axis, b: Axis) -> None:
+        """The same permutation on both index axes; the charges of either stay what they are."""
+        ra, rb = a.root, b.root
+        if ra is rb:
+            return
+        if ra.factors or rb.factors:
+            for x, y in self.match([ra], [rb]):
+                self.join_index(x, y)
+            return
+        if ra.summands or rb.summands:
+            self._join_sums(ra, rb)
+            return
+        root, child = (ra, rb) if ra.serial < rb.serial else (rb, ra)
+        if root.kind.vector:
+            self._to_index(root)
+        if child.kind.vector:
+            self._to_index(child)
+        if root.root is child.root:
+            return
+        offset = child.charge - root.charge
+        child.charge = NONE
+        self._adopt(child, root, Label(False, offset))
+        for gain in sorted(root.gains, key=lambda g: g.name):
+            gain_axis = self.gain_axes[gain][0]
+            if gain_axis.root is not root:
+                self.join_index(gain_axis, root)
+
+    def _join_sums(self, a: Axis, b: Axis) -> None:
+        for x, y in self.match_sums(a, b):
+            for p, q in self.match([x], [y]):
+                self.narrow(p, Kind.INDEX)
+                self.narrow(q, Kind.INDEX)
+                self.join_index(p, q)
+
+    # -- structure ---------------------------------------------------------------------------------------------
+    def settle(self, axis: Axis, vectors: frozenset[Axis] | None = None) -> None:
+        """Decide which factors of a reshaped space are indices and which carry matrices.
+
+        Without `vectors` the last factor other than `axis` keeps the matrices.
+        """
+        whole = (axis.view_of or axis).root
+        if not whole.views or whole.factors:
+            return
+        views = whole.views
+        chosen = vectors if vectors is not None else frozenset([[v for v in views if v is not axis][-1]])
+        outer = frozenset(v for v in views if v not in chosen)
+        seen: frozenset[Axis] = frozenset()
+        for view in views:
+            view.view_of, view.fresh, view.pinned = None, whole.fresh, whole.pinned
+            view.narrowings = list(whole.narrowings)
+            view.depends = whole.depends | (outer if view in chosen else seen)
+            if view in chosen:
+                view.kind = whole.kind
+            else:
+                view.kind = Kind.INDEX
+                seen |= {view}
+                self._note(view, "permutations of blocks")
+        if not chosen and not whole.fresh:
+            var = Var(f"scale of {whole.name}", (*views, *whole.depends), origin=self.source)
+            views[0].charge = Charge.of(var)
+        whole.factors = views
+
+    def split(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
+        """Factors of an axis in a reshape; None when it cannot be divided that way."""
+        root, label = axis.find()
+        if root.summands:
+            return None
+        names = [f"{axis.name}.{i}" for i in range(len(sizes))]
+        if root.kind is Kind.GL and label == SAME and not root.gains and root.charge is NONE:
+            if root.views:
+                if tuple(v.size for v in root.views) == sizes:
+                    return root.views
+                self.settle(root.views[0])
+                return None
+            root.views = tuple(Axis(n, m, view_of=root) for n, m in zip(sizes, names, strict=True))
+            return root.views
+        if label.dress or root.gains or root.kind in (Kind.O, Kind.O1) or root.kind.complex:
+            self._to_index(root)
+        if root.kind.vector:
+            root.views = tuple(Axis(n, m, view_of=root) for n, m in zip(sizes, names, strict=True))
+            self.settle(root.views[0], frozenset(root.views[-1:]))
+        else:
+            parts: list[Axis] = []
+            for n, m in zip(sizes, names, strict=True):
+                depends = root.depends | frozenset(parts)
+                parts.append(Axis(n, m, Kind.INDEX, root.pinned, depends=frozenset() if root.pinned else depends))
+            root.factors = tuple(parts)
+            if root.charge:
+                parts[0].charge, root.charge = root.charge, NONE
+        return axis.children()
+
+    def cut(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
+        """Summands of an axis in a slice, of the given sizes; None when it cannot be divided that way."""
+        self.settle(axis)
+        root, label = axis.find()
+        if root.factors:
+            return None
+        if root.summands:
+            return self._cut_again(axis, sizes)
+        if root.views:
+            self.settle(root.views[0])
+            return None
+        if label.dress or root.gains or root.kind.complex:
+            self._to_index(root)
+        pieces = []
+        for i, n in enumerate(sizes):
+            piece = Axis(n, f"{axis.name}[{i}]", root.kind, root.pinned, root.fresh, root.depends)
+            piece.narrowings = list(root.narrowings)
+            pieces.append(piece)
+        root.summands = tuple(pieces)
+        for piece in pieces:
+            piece.charge = on_piece(root.charge, root, piece)
+        root.charge = NONE
+        return axis.children()
+
+    def _cut_again(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
+        """Cut a concatenated axis: whole summands are grouped, and a summand is cut where a boundary crosses it."""
+        children = list(axis.children())
+        out: list[Axis] = []
+        for n in sizes:
+            group, filled = [], 0
+            while filled < n:
+                child = children.pop(0)
+                if filled + child.size > n:
+                    parts = self.cut(child, (n - filled, child.size - n + filled))
+                    if parts is None:
+                        return None
+                    child, rest = parts
+                    children.insert(0, rest)
+                group.append(child)
+                filled += child.size
+            out.append(sum_axis(tuple(group), axis.name))
+        return tuple(out)
+
+    def match_sums(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
+        """Pair the summands of two axes of equal size, cutting where boundaries differ."""
+        bounds = sorted(set(_bounds(a)) | set(_bounds(b)))
+        sizes = tuple(y - x for x, y in itertools.pairwise([0, *bounds]))
+        left, right = self.cut(a, sizes), self.cut(b, sizes)
+        if left is None or right is None:
+            self.freeze(a)
+            self.freeze(b)
+            return []
+        return list(zip(left, right, strict=True))
+
+    def freeze(self, axis: Axis) -> None:
+        """No frame and no charge at all on this axis."""
+        self.pin(axis)
+        for leaf in axis.leaves():
+            root = leaf.root
+            if root.summands:
+                for child in leaf.children():
+                    self.freeze(child)
+            else:
+                self.system.zero(self.total(leaf), self.reason)
+
+    def match(self, xs: list[Axis], ys: list[Axis]) -> list[tuple[Axis, Axis]]:
+        """Pair the unfolded factors of two dimensions of equal size, splitting where one is finer."""
+        for axis in (*xs, *ys):
+            if axis.view_of is None:
+                self.settle(axis)
+        left = [leaf for x in xs for leaf in x.leaves() if leaf.size != 1]
+        right = [leaf for y in ys for leaf in y.leaves() if leaf.size != 1]
+        pairs: list[tuple[Axis, Axis]] = []
+        while left and right:
+            a, b = left[0], right[0]
+            if a.size == b.size:
+                pairs.append((left.pop(0), right.pop(0)))
+                continue
+            big, small, flip = (left, right, False) if a.size > b.size else (right, left, True)
+            parts = None
+            taken, size = 0, 1
+            while size < big[0].size and taken < len(small):
+                size *= small[taken].size
+                taken += 1
+            if size == big[0].size:
+                parts = self.split(big[0], tuple(s.size for s in small[:taken]))
+                if parts is not None and any(p.view_of for p in parts):
+                    self._settle_like(big[0], parts, small[:taken])
+            elif big[0].size % small[0].size == 0:
+                parts = self.split(big[0], (small[0].size, big[0].size // small[0].size))
+                if parts is not None and any(p.view_of for p in parts):
+                    self.settle(parts[0], frozenset(parts[-1:]))
+            if parts is None:
+                for axis in (*left, *right):
+                    self.freeze(axis)
+                return pairs
+            unfolded = [leaf for p in parts for leaf in p.leaves()]
+            big[:1] = unfolded
+        return pairs
+
+    def _settle_like(self, whole: Axis, parts: tuple[Axis, ...], pattern: list[Axis]) -> None:
+        """Read a fresh space in the way the other side is already divided."""
+        vectors = frozenset(p for p, q in zip(parts, pattern, strict=True) if q.root.kind.vector)
+        self.settle(parts[0], vectors)
+
+
+def common(a: frozenset[Axis], b: frozenset[Axis]) -> frozenset[Axis]:
+    """Axes that both sets hold, unfolded and seen through joins."""
+    return frozenset(g for x in a for g in x.ground()) & frozenset(g for x in b for g in x.ground())
+
+
+def _axes_of(charge: Charge) -> tuple[Axis, ...]:
+    return tuple({leaf.root: None for v in charge.variables() for a in v.axes for leaf in a.leaves()})
+
+
+def _bounds(axis: Axis) -> list[int]:
+    root = axis.root
+    return list(itertools.accumulate(s.size for s in root.summands)) if root.summands else [axis.size]

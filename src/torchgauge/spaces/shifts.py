@@ -1,0 +1,301 @@
+"""Fourth pass: constants that may be added to activations, and what must absorb them.
+
+A source of shifts is a bias (any parameter that is added), the constant part of an embedding table, or a reader of an
+affine relation (adding u ⊗ n to its weight shifts its output by κ u). Shifts run through linear maps. Where something
+nonlinear reads, the total must vanish: one source that arrives there directly is solved for, or all are fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torchgauge.spaces import constraints as c
+from torchgauge.spaces.directions import PatternPass, Relation, RelationPass
+
+VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One family of shifts: `tensor` is a view of a parameter, `at` the constraint that adds it.
+
+    kind "bias": the tensor itself; "rows": a vector added to every row of a table; "relation": u for every output
+    of the contraction, along the covector of `relation`.
+    """
+
+    kind: str
+    tensor: c.Tensor
+    at: c.Constraint
+    relation: Relation | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.tensor.name}"
+
+
+@dataclass(frozen=True)
+class Term:
+    """How a source arrives at a tensor: dimensions along which it varies, and whether unchanged."""
+
+    varies: frozenset[int]
+    direct: bool
+
+
+Terms = dict[Source, Term]
+
+
+@dataclass
+class ShiftPass:
+    """Afterwards: `free` sources, `solved` sources with the tensor where they cancel everything else."""
+
+    program: c.Program
+    patterns: PatternPass
+    relations: RelationPass
+    free: list[Source] = field(default_factory=list)
+    solved: dict[Source, tuple[c.Tensor, frozenset[Source]]] = field(default_factory=dict)
+    dead: set[Source] = field(default_factory=set)
+    zero: set[c.Tensor] = field(default_factory=set)
+
+    def run(self) -> ShiftPass:
+        self.makers = {k.out: k for k in self.program.constraints}
+        self.readers: dict[c.Tensor, list[c.Constraint]] = {}
+        for k in self.program.constraints:
+            for t in dict.fromkeys(k.inputs):
+                self.readers.setdefault(t, []).append(k)
+        self.outputs = set(self.program.outputs)
+        self.static: set[c.Tensor] = set()
+        self.single = self._single_use()
+        self.sources: dict[tuple[c.Constraint, c.Tensor], Source] = {}
+        for k in self.program.constraints:
+            self._visit(k)
+        for out in self.program.outputs:
+            self._stop(out, None)
+        self.free = [s for s in self.sources.values() if s not in self.solved and s not in self.dead]
+        return self
+
+    # -- leaves ------------------------------------------------------------------------------------------------
+    def _single_use(self) -> set[c.Tensor]:
+        """Views of parameters that are the only use of their part of the parameter."""
+        single: set[c.Tensor] = set()
+        for param in self.program.params.values():
+            uses = self.readers.get(param, [])
+            slices = [k for k in uses if isinstance(k, c.Slice)]
+            if len(uses) == 1:
+                single.update(self._chain_end(param))
+            elif slices and len(slices) == len(uses) and _disjoint(slices):
+                for k in slices:
+                    single.update(self._chain_end(k.out))
+        return single
+
+    def _chain_end(self, t: c.Tensor) -> list[c.Tensor]:
+        while True:
+            self.static.add(t)
+            uses = self.readers.get(t, [])
+            slices = [k for k in uses if isinstance(k, c.Slice)]
+            if len(uses) > 1 and len(slices) == len(uses) and _disjoint(slices):
+                return [end for k in slices for end in self._chain_end(k.out)]
+            if len(uses) != 1 or t in self.outputs:
+                return []
+            if not isinstance(uses[0], (c.Reshape, c.Permute, c.Slice)):
+                return [t]
+            t = uses[0].out
+
+    def is_static(self, t: c.Tensor) -> bool:
+        """A view of one parameter (or of a constant whose value is known)."""
+        while t.role == "data":
+            made = self.makers.get(t)
+            if not isinstance(made, VIEWS):
+                return False
+            t = made.x
+        return t.role in ("param", "buffer") or (t.role == "const" and t.fill is not None)
+
+    def source(self, kind: str, t: c.Tensor, at: c.Constraint, relation: Relation | None = None) -> Source | None:
+        if t not in self.single:
+            return None
+        if (at, t) not in self.sources:
+            self.sources[at, t] = Source(kind, t, at, relation)
+        return self.sources[at, t]
+
+    # -- arrivals ----------------------------------------------------------------------------------------------
+    def terms(self, t: c.Tensor) -> Terms:
+        """Shifts that arrive at a tensor, as far as no constraint has removed them."""
+        if t in self.zero or t.role in ("const", "input", "buffer", "param"):
+            return {}
+        k = self.makers.get(t)
+        found = self._through(k) if k is not None else {}
+        return {s: term for s, term in found.items() if s not in self.dead}
+
+    def _through(self, k: c.Constraint) -> Terms:
+        if isinstance(k, c.Add):
+            return _merge(self._operand(k, k.x), self._operand(k, k.y))
+        if isinstance(k, c.Reshape):
+            return {s: Term(_spread(t.varies, k.x.shape, k.out.shape), t.direct) for s, t in self.terms(k.x).items()}
+        if isinstance(k, c.Permute):
+            return {
+                s: Term(frozenset(k.dims.index(d) for d in t.varies), t.direct) for s, t in self.terms(k.x).items()
+            }
+        if isinstance(k, c.Slice):
+            return {s: Term(t.varies, False) for s, t in self.terms(k.x).items()}
+        if isinstance(k, c.Expand):
+            return self.terms(k.x)
+        if isinstance(k, c.Concat):
+            out: Terms = {}
+            for x in k.xs:
+                for s, t in self._operand(k, x).items():
+                    out[s] = Term(t.varies | {k.dim}, False)
+            return out
+        if isinstance(k, c.Mul) and self.is_static(k.y):
+            wide = frozenset(i for i, n in enumerate(k.y.shape) if n > 1)
+            return {s: Term(t.varies | wide, False) for s, t in self.terms(k.x).items()}
+        if isinstance(k, c.Contract):
+            return self._contracted(k)
+        if isinstance(k, (c.Reduce, c.Spatial)):
+            return {s: Term(t.varies - frozenset(k.dims), False) for s, t in self.terms(k.x).items()}
+        if isinstance(k, c.Gather):
+            source = self.source("rows", k.table, k) if k.table.role == "param" or self.is_static(k.table) else None
+            lead = k.out.ndim - (k.table.ndim - 1)
+            wide = frozenset(i for i in range(lead, k.out.ndim) if k.out.shape[i] > 1)
+            return {source: Term(wide, True)} if source else {}
+        return {}
+
+    def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
+        if self.is_static(t) and t.role not in ("const", "buffer"):
+            source = self.source("bias", t, k)
+            wide = frozenset(i for i, n in enumerate(t.shape) if n > 1)
+            return {source: Term(wide, isinstance(k, c.Add) and k.alpha == 1.0)} if source else {}
+        return self.terms(t)
+
+    def _contracted(self, k: c.Contract) -> Terms:
+        out: Terms = {}
+        x, y, xl, yl = self.operands(k)
+        if self.is_static(y):
+            own = frozenset(i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window)
+            for s, t in self.terms(x).items():
+                moved = frozenset(k.out_labels.index(xl[d]) for d in t.varies if xl[d] in k.out_labels)
+                out[s] = Term(moved | frozenset(i for i in own if k.out.shape[i] > 1), False)
+            reader = self.reader(k)
+            if reader is not None and reader.relation and (reader.relation.constant or reader.relation.offsets):
+                wide = frozenset(i for i in own if k.out.shape[i] > 1 and k.out_labels[i] not in xl)
+                batch = any(a in xl and a in yl and a in k.out_labels for a in k.out_labels)
+                out[reader] = Term(wide, not batch)
+        elif self.averages(k):
+            for s, t in self.terms(y).items():
+                out[s] = Term(frozenset(k.out_labels.index(yl[d]) for d in t.varies if yl[d] in k.out_labels), False)
+        return out
+
+    def operands(self, k: c.Contract) -> tuple[c.Tensor, c.Tensor, tuple[str, ...], tuple[str, ...]]:
+        """(activations, weight, labels, labels), or (averaging weights, values, ...) between activations."""
+        swap = self.is_static(k.x) if not self.is_static(k.y) else False
+        if not self.is_static(k.x) and not self.is_static(k.y):
+            swap = k.x not in self.relations.relations
+        if swap:
+            return k.y, k.x, k.y_labels, k.x_labels
+        return k.x, k.y, k.x_labels, k.y_labels
+
+    def averages(self, k: c.Contract) -> bool:
+        """Weights that sum to one over the contracted dimension."""
+        x, _, xl, yl = self.operands(k)
+        r = self.relations.relations.get(x)
+        summed = {a for a in xl if a in yl and a not in k.out_labels}
+        return r is not None and r.constant == 1.0 and not r.gains and {xl[d] for d in r.dims} == summed
+
+    def reader(self, k: c.Contract) -> Source | None:
+        """The contraction as a reader of an affine relation, if it is one."""
+        x, y, xl, yl = self.operands(k)
+        r = self.relations.relations.get(x)
+        if r is None or k.window or not self.is_static(y) or y.role == "const":
+            return None
+        summed = {a for a in xl if a in yl and a not in k.out_labels and x.shape[xl.index(a)] > 1}
+        if {xl[d] for d in r.dims if x.shape[d] > 1} != summed or not summed:
+            return None
+        return self.source("relation", y, k, r)
+
+    # -- stops -------------------------------------------------------------------------------------------------
+    def _visit(self, k: c.Constraint) -> None:
+        if isinstance(k, (*VIEWS, c.Add, c.Concat, c.Gather)):
+            self._through(k)
+            return
+        if isinstance(k, c.Mul) and self.is_static(k.y):
+            return
+        if isinstance(k, c.Contract):
+            x, y, xl, _ = self.operands(k)
+            if self.is_static(y):
+                windowed = {d for d, a in enumerate(xl) if a in k.window}
+                self._stop(x, k, lambda t: bool(t.varies & windowed) or (bool(windowed) and not k.shift_safe))
+                self.reader(k)
+            elif self.averages(k):
+                yl = k.y_labels if y is k.y else k.x_labels
+                summed = {d for d, a in enumerate(yl) if a not in k.out_labels}
+                self._stop(x, k)
+                self._stop(y, k, lambda t: bool(t.varies & summed))
+            else:
+                self._stop(x, k)
+                self._stop(y, k)
+            return
+        if isinstance(k, c.Reduce) and k.mode != "max":
+            return
+        if isinstance(k, c.Spatial) and k.keeps_constants:
+            self._stop(k.x, k, lambda t: bool(t.varies & set(k.dims)))
+            return
+        for t in k.inputs:
+            self._stop(t, k)
+
+    def _stop(self, t: c.Tensor, k: c.Constraint | None, bad=lambda term: True) -> None:  # noqa: ANN001
+        """A reader that admits no shift (of the bad sort)."""
+        terms = self.terms(t)
+        ignored = self.patterns.back(k, self.patterns.of(k.out), t) if k is not None else None
+        if ignored is not None and not ignored.gains:
+            terms = {s: term for s, term in terms.items() if term.varies & ignored.dims or not ignored.dims}
+        if not any(bad(term) for term in terms.values()):
+            return
+        wide = frozenset().union(*(term.varies for term in terms.values()))
+        able = [
+            s for s, term in terms.items() if term.direct and term.varies >= wide and s not in self.solved
+        ]
+        if able:
+            able.sort(key=lambda s: s.kind == "bias")
+            pivot = able[-1]
+            self.solved[pivot] = (t, frozenset(s for s in terms if s is not pivot))
+            self._mark(t)
+            return
+        for s in terms:
+            self._kill(s, set())
+
+    def _mark(self, t: c.Tensor) -> None:
+        self.zero.add(t)
+        k = self.makers.get(t)
+        if isinstance(k, (c.Reshape, c.Permute)):
+            self._mark(k.x)
+
+    def _kill(self, s: Source, seen: set[Source]) -> None:
+        if s in seen:
+            return
+        seen.add(s)
+        if s in self.solved:
+            for other in self.solved[s][1]:
+                self._kill(other, seen)
+        else:
+            self.dead.add(s)
+
+
+def _disjoint(slices: list[c.Slice]) -> bool:
+    ranges = sorted((k.start, k.stop) for k in slices)
+    return len({k.dim for k in slices}) == 1 and all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+
+
+def _merge(a: Terms, b: Terms) -> Terms:
+    out = dict(a)
+    for s, t in b.items():
+        out[s] = Term(out[s].varies | t.varies, False) if s in out else t
+    return out
+
+
+def _spread(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
+    """Dimensions of a reshape that a variation along `dims` can reach."""
+    from torchgauge.spaces.directions import _groups
+
+    out: set[int] = set()
+    for left, right in _groups(shape, other):
+        if set(left) & dims:
+            out.update(i for i in right if other[i] > 1)
+    return frozenset(out)

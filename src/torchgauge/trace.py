@@ -1,0 +1,195 @@
+"""An exported graph made flat and functional, and the user's lines behind its nodes."""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+_aten = torch.ops.aten
+_NOT_FRAMES = ("/torch/", "/torchgauge/capture.py", "<eval_with_key>")
+# Composite operators that always return a fresh tensor, so that writing into the result touches nothing else.
+_FRESH = frozenset(
+    {
+        "linear", "matmul", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "conv1d", "conv2d",
+        "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "max_pool1d", "max_pool2d", "max_pool3d",
+        "scaled_dot_product_attention", "silu", "einsum", "softmax", "log_softmax",
+    }
+)  # fmt: skip
+
+
+def flatten(program: ExportedProgram) -> ExportedProgram:
+    """The same program without nested regions, assertions, dead code and in-place writes.
+
+    Plain in-place operators are replaced by their functional variants. Writes through views are left to
+    `run_decompositions` with an empty table, which keeps every other operator whole.
+    """
+    inline_regions(program.graph_module)
+    _drop_assertions(program.graph_module.graph)
+    _drop_buffer_updates(program.graph_module.graph)
+    _replace_in_place(program.graph_module.graph)
+    if any(_mutates(node) for node in program.graph.nodes):
+        program.graph_module.recompile()
+        program = program.run_decompositions({})
+        _drop_assertions(program.graph_module.graph)
+    _drop_copies(program.graph_module.graph)
+    return program
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Inline the bodies of `no_grad` and `autocast` regions: neither changes what a network computes."""
+    regions = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in regions:
+            continue
+        at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        getter = node.args[at]
+        body = module.get_submodule(getter.target)
+        assert isinstance(body, fx.GraphModule), body
+        inline_regions(body)
+        result = _copy_body(module, body, node, node.args[at + 1 :])
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                user.replace_all_uses_with(result[user.args[1]])
+                module.graph.erase_node(user)
+        if node.users:
+            node.replace_all_uses_with(result)
+        module.graph.erase_node(node)
+        if not getter.users:
+            module.graph.erase_node(getter)
+
+
+def _copy_body(module: fx.GraphModule, body: fx.GraphModule, node: fx.Node, operands: tuple[Any, ...]) -> Any:
+    """Copy the nodes of `body` in front of `node`; returns what the body returns."""
+    env: dict[fx.Node, Any] = {}
+    inputs = iter(operands)
+    with module.graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                env[inner] = next(inputs)
+            elif inner.op == "output":
+                return fx.map_arg(inner.args[0], lambda n: env[n])
+            else:
+                env[inner] = module.graph.node_copy(inner, lambda n: env[n])
+                if inner.op == "get_attr":
+                    name = f"{node.name}_{inner.target}".replace(".", "_")
+                    setattr(module, name, _attribute(body, str(inner.target)))
+                    env[inner].target = name
+    raise AssertionError("a region without an output")
+
+
+def _attribute(module: torch.nn.Module, target: str) -> Any:
+    return operator.attrgetter(target)(module)
+
+
+def _drop_assertions(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and "assert" in str(node.target):
+            graph.erase_node(node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target._schema.is_mutable and target is not _aten.detach_.default
+
+
+def _drop_buffer_updates(graph: fx.Graph) -> None:
+    """Erase updates of buffers that nothing reads afterwards, such as `num_batches_tracked.add_(1)`."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in reversed(graph.nodes):
+        if _mutates(node) and not node.users and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder":
+            if node.args[0].name.startswith("b_") and all(order[user] <= order[node] for user in node.args[0].users):
+                graph.erase_node(node)
+
+
+def _replace_in_place(graph: fx.Graph) -> None:
+    """x.op_(...) on a tensor of its own → op(x, ...), with later readers of x reading the result."""
+    for node in list(graph.nodes):
+        functional = _functional(node)
+        written = node.args[0] if node.args else None
+        if functional is None or not isinstance(written, fx.Node) or not _is_fresh(written):
+            continue
+        order = {other: i for i, other in enumerate(graph.nodes)}
+        if any(order[user] < order[node] and not _is_fresh(user) for user in written.users):
+            continue  # an alias of the tensor is about: its readers see the write too
+        node.target = functional
+        written.replace_all_uses_with(node, lambda user, at=order[node], order=order: order[user] > at)
+
+
+def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
+    """The functional variant of an in-place aten operator with the same arguments, or None."""
+    if not _mutates(node):
+        return None
+    schema = node.target._schema  # pyright: ignore[reportAttributeAccessIssue,reportFunctionMemberAccess]
+    namespace, name = schema.name.split("::")
+    if namespace != "aten" or not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(_aten, name[:-1], None)
+    overload = getattr(packet, schema.overload_name or "default", None)
+    if overload is None or [a.name for a in overload._schema.arguments] != [a.name for a in schema.arguments]:
+        return None
+    return overload
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether the result of `node` shares no memory with anything else."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    if any(result.alias_info is not None for result in target._schema.returns):
+        return False
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    name = target._schema.name.split("::")[-1]
+    return not composite or name in _FRESH or (name == "dropout" and node.args[2] is True)
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """In a functional graph a detached or lifted tensor is the tensor itself."""
+    copies = {_aten.detach_.default, _aten.detach.default, _aten.alias.default}
+    copies |= {_aten.lift_fresh_copy.default, _aten.lift_fresh.default}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target in copies:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+
+
+def source_of(node: fx.Node, prefix: str = "") -> str:
+    """ "file.py:123 in forward (layers.0.mlp)": the innermost line of the user (or of a modeling file) behind a node.
+
+    Args:
+        node: a node of an exported graph.
+        prefix: the name under which the model itself was exported, taken off module paths.
+    """
+    frames = [found.groupdict() for found in _FRAME.finditer(node.meta.get("stack_trace") or "")]
+    own = [f for f in frames if not any(part in f["file"] for part in _NOT_FRAMES)]
+    users = [f for f in own if "/transformers/" not in f["file"] or "modeling_" in os.path.basename(f["file"])]
+    traced = [f for f in frames if "/torchgauge/" not in f["file"] and not f["file"].startswith("<")]
+    line = ""
+    for candidates in (users, own, traced):
+        if candidates:
+            frame = candidates[-1]
+            line = f"{os.path.basename(frame['file'])}:{frame['line']} in {frame['function']}"
+            break
+    path = module_path(node, prefix)
+    return f"{line} ({path})" if line and path else line or path
+
+
+def module_path(node: fx.Node, prefix: str = "") -> str:
+    """The name of the innermost submodule that `node` belongs to, "" for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    path = re.sub(r"@\d+", "", path)
+    return path.removeprefix(prefix).removeprefix(".")

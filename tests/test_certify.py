@@ -1,0 +1,318 @@
+"""The certificate: right groups pass, wrong ones are caught, missing factors are counted and named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchgauge as tg
+from torchgauge.certify.draws import Draws
+from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, span
+from torchgauge.certify.twin import small, twin_of
+from torchgauge.errors import InputError
+
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The part of a factor that a certificate looks at."""
+
+    name: str
+    exact: bool = True
+    kind: str = "by hand"
+
+
+class Rescaling:
+    """The group of a ReLU network 0 → 2 by hand: positive scales and permutations of the hidden units."""
+
+    observed = ("outputs[0]",)
+
+    def __init__(self, n: int, *, units: int | None = None, wrong: float = 0.0) -> None:
+        self.n, self.units, self.wrong = n, n if units is None else units, wrong
+        self.factors = (Factor("hidden"),)
+
+    def random(self, generator: torch.Generator | None = None, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        logs = scale * torch.randn(self.n, generator=generator, dtype=torch.float64)
+        return torch.randperm(self.n, generator=generator), logs.exp()
+
+    def act(self, element: tuple[Tensor, Tensor], p: Params) -> Params:
+        order, d = element
+        out = dict(p)
+        out["0.weight"] = (d[:, None] * p["0.weight"])[order]
+        out["0.bias"] = (d * p["0.bias"])[order]
+        out["2.weight"] = (p["2.weight"] / d * (1.0 + self.wrong))[:, order]
+        return out
+
+    @property
+    def tangent_count(self) -> int:
+        return self.units
+
+    def tangent(self, p: Params, i: int) -> Params:
+        e = torch.zeros(self.n, dtype=torch.float64)
+        e[i] = 1.0
+        return {
+            "0.weight": e[:, None] * p["0.weight"],
+            "0.bias": e * p["0.bias"],
+            "2.weight": -p["2.weight"] * e * (1.0 + self.wrong),
+        }
+
+    def tangents(self, p: Params) -> list[tuple[str, Params]]:
+        return [("hidden", self.tangent(p, i)) for i in range(self.units)]
+
+
+def relu_net(n: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2))
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[tg.Certificate]:
+    yield tg.certify(relu_net(), (torch.randn(8, 3),), group=Rescaling(5))  # pyright: ignore
+
+
+def test_right_group_is_sound_and_complete(whole: tg.Certificate) -> None:
+    assert whole.sound
+    assert whole.complete
+    assert whole.holds
+    assert whole.defect < 1e-12
+    assert (whole.orbit_dimension, whole.nullity, whole.hidden, whole.dead_parameters) == (5, 5, 0, 0)
+    assert whole.gap > 5
+    assert whole.parameters == 32
+    assert whole.rows >= 2 * 32
+
+
+def test_certificate_prints_and_converts(whole: tg.Certificate) -> None:
+    assert "nullity 5 = orbit 5 + hidden 0" in str(whole)
+    assert json.loads(json.dumps(whole.to_dict()))["hidden"] == 0
+
+
+def test_missing_generator_is_hidden_and_named() -> None:
+    found = tg.certify(relu_net(), (torch.randn(8, 3),), group=Rescaling(5, units=4))  # pyright: ignore
+    assert found.sound
+    assert not found.complete
+    assert found.hidden == 1
+    assert {name for name, _ in found.hidden_in} == {"0.weight", "0.bias", "2.weight"}
+
+
+@pytest.mark.parametrize("wrong", [1e-3, 1e-8])
+def test_wrong_group_is_not_sound(wrong: float) -> None:
+    found = tg.certify(relu_net(), (torch.randn(8, 3),), group=Rescaling(5, wrong=wrong))  # pyright: ignore
+    assert not found.sound
+    assert found.defect > 0.01 * wrong
+
+
+def test_the_model_is_left_alone() -> None:
+    net = relu_net()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    tg.certify(net, (torch.randn(8, 3),), group=Rescaling(5))  # pyright: ignore
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+class Rigid:
+    """No symmetry claimed."""
+
+    factors = ()
+    observed = ("outputs[0]",)
+    tangent_count = 0
+
+    def random(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
+        return None
+
+    def act(self, element: None, p: Params) -> Params:
+        return dict(p)
+
+    def tangents(self, p: Params) -> list[tuple[str, Params]]:
+        return []
+
+
+def test_too_few_inputs_are_reported() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    few = tg.certify(net, (torch.randn(4, 6),), group=Rigid(), samples=5)  # pyright: ignore
+    assert not few.complete
+    assert any("too few" in note for note in few.notes)
+    many = tg.certify(net, (torch.randn(4, 6),), group=Rigid())  # pyright: ignore
+    assert many.complete
+    assert not any("too few" in note for note in many.notes)
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(50, 3, padding_idx=0), nn.Embedding(9, 3)
+        self.out, self.idle = nn.Linear(3, 4), nn.Linear(2, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.embed(ids) + self.place(torch.arange(ids.shape[1]))))
+
+
+def test_entries_that_no_input_reads_are_counted_apart() -> None:
+    ids = torch.randint(50, (2, 5))
+    found = tg.certify(Tables(), (ids,), group=Rigid())  # pyright: ignore
+    # four positions of width three and the idle layer; every vocabulary row is drawn, the padding row too
+    assert found.dead_parameters == 4 * 3 + 6
+    # the two tables trade a shift; nothing else
+    assert found.nullity == 3
+    assert {name for name, _ in found.hidden_in} == {"embed.weight", "place.weight"}
+
+
+def test_column_that_moves_nothing_is_not_dead() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.softmax(self.a(x) + self.b - self.b, -1)
+
+    found = tg.certify(Idle(), (torch.randn(4, 3),), group=Rigid())  # pyright: ignore
+    # b is read and cancels: a kernel direction each, not a dead entry; softmax hides a shift of four weights
+    assert found.dead_parameters == 0
+    assert found.nullity == 4 + 4
+
+
+def test_not_finite_is_an_error() -> None:
+    class Bad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) / 0.0
+
+    with pytest.raises(InputError, match="not finite"):
+        tg.certify(Bad(), (torch.randn(2, 2),), group=Rigid())  # pyright: ignore
+
+
+def test_a_large_model_wants_a_twin_and_takes_one() -> None:
+    def net(n: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2))
+
+    big, group = net(1500), Rescaling(1500)
+    alone = tg.certify(big, (torch.randn(8, 3),), group=group)  # pyright: ignore
+    assert alone.sound
+    assert not alone.complete
+    assert alone.nullity is None
+    assert any("twin=" in note for note in alone.notes)
+    assert alone.tangent_defect < 1e-10
+
+
+def test_wrong_generator_of_a_large_model_is_caught() -> None:
+    big = nn.Sequential(nn.Linear(3, 1500), nn.ReLU(), nn.Linear(1500, 2))
+    found = tg.certify(big, (torch.randn(8, 3),), group=Rescaling(1500, wrong=1e-4))  # pyright: ignore
+    assert not found.sound
+    assert found.tangent_defect > 1e-6
+
+
+# -- draws -----------------------------------------------------------------------------------------------------
+def test_draws_cover_the_vocabulary_and_keep_masks() -> None:
+    table = torch.randn(30, 4)
+
+    def run(args: tuple, kwargs: dict) -> Tensor:
+        return nn.functional.embedding(args[0], table) * kwargs["mask"][..., None] + kwargs["x"]
+
+    ids, mask = torch.randint(30, (2, 5)), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    example = {"mask": mask, "x": torch.zeros(2, 5, 4)}
+    draws = Draws((ids,), example, run, torch.Generator().manual_seed(0))
+    seen: set[int] = set()
+    scales = []
+    for _ in range(4):
+        (drawn,), kwargs = draws.next()
+        assert drawn.shape == ids.shape
+        assert torch.equal(kwargs["mask"], mask)
+        scales.append(float(kwargs["x"].std()))
+        seen |= set(drawn.flatten().tolist())
+    assert seen == set(range(30))
+    assert max(scales) > 2 * min(scales) > 0
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------
+def test_row_space_keeps_the_gram_matrix() -> None:
+    torch.manual_seed(0)
+    blocks = [torch.randn(70, 40, dtype=torch.float64) for _ in range(20)]
+    space = RowSpace(40)
+    for block in blocks:
+        space.add(block)
+    whole = torch.cat(blocks)
+    assert space.rows == 1400
+    assert space.triangle.shape == (40, 40)
+    assert torch.allclose(space.triangle.T @ space.triangle, whole.T @ whole)
+
+
+def test_kernel_with_badly_scaled_columns() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(60, 12, dtype=torch.float64)
+    a[:, 3] = a[:, 1] + 2 * a[:, 2]
+    scales = 10.0 ** torch.linspace(-4, 4, 12, dtype=torch.float64)
+    found = kernel(a * scales, column_scales((a * scales).norm(dim=0).clamp_min(1e-3)), basis=True)
+    assert found.dimension == 1
+    assert found.gap > 5
+
+
+def test_column_of_rounding_is_not_blown_up() -> None:
+    norms = torch.tensor([1.0, 1e-17, 2.0], dtype=torch.float64)
+    assert float(column_scales(norms).max()) <= 1e5
+
+
+def test_cut_leaves_soft_directions_alone() -> None:
+    hard = torch.tensor([1.0, 0.3, 3e-6, 1e-16, 3e-17])
+    assert cut(hard)[0] == 2
+    assert cut(torch.tensor([1.0, 0.5, 0.1])) == (0, pytest.approx(15.0, abs=0.1))
+    assert cut(torch.zeros(3)) == (3, math.inf)
+
+
+def test_span_of_overlapping_vectors() -> None:
+    torch.manual_seed(0)
+    v = torch.randn(20, 3, dtype=torch.float64)
+    both = torch.cat([v, 1e-6 * v, v @ torch.randn(3, 30, dtype=torch.float64)], dim=1)
+    assert span(both).shape == (20, 3)
+    assert span(torch.zeros(20, 2, dtype=torch.float64)).shape == (20, 0)
+
+
+# -- twins -----------------------------------------------------------------------------------------------------
+def test_small_keeps_what_decides_the_rules() -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "head_dim": 128, "num_hidden_layers": 80, "vocab_size": 128256, "intermediate_size": 28672,
+        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "bos_token_id": 128000, "max_position_embeddings": 131072,
+    }  # fmt: skip
+    out = small(config)
+    assert (out["num_attention_heads"], out["num_key_value_heads"], out["num_hidden_layers"]) == (4, 2, 2)
+    assert out["hidden_size"] == 8
+    assert out["bos_token_id"] < out["vocab_size"] == 40
+    assert (out["rms_norm_eps"], out["tie_word_embeddings"]) == (1e-5, False)
+
+
+_TWINS = [
+    ("LlamaConfig", "LlamaForCausalLM"), ("MistralConfig", "MistralForCausalLM"), ("Qwen2Config", "Qwen2ForCausalLM"),
+    ("Qwen3Config", "Qwen3ForCausalLM"), ("Gemma2Config", "Gemma2ForCausalLM"), ("GPT2Config", "GPT2LMHeadModel"),
+    ("GPTNeoXConfig", "GPTNeoXForCausalLM"), ("OPTConfig", "OPTForCausalLM"), ("PhiConfig", "PhiForCausalLM"),
+    ("BertConfig", "BertModel"), ("ViTConfig", "ViTModel"), ("ResNetConfig", "ResNetModel"),
+    ("ConvNextConfig", "ConvNextModel"), ("T5Config", "T5ForConditionalGeneration"), ("BartConfig", "BartModel"),
+    ("WhisperConfig", "WhisperModel"), ("MixtralConfig", "MixtralForCausalLM"), ("CLIPConfig", "CLIPModel"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "cls"), _TWINS)
+def test_twin_runs(config: str, cls: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = getattr(transformers, cls)(getattr(transformers, config)()).eval()
+    twin, args, kwargs = twin_of(model)
+    assert type(twin) is type(model)
+    assert sum(p.numel() for p in twin.parameters()) < 12000
+    assert not twin.training
+    with torch.no_grad():
+        twin(*args, **kwargs)
+
+
+def test_model_without_config_has_no_twin() -> None:
+    with pytest.raises(tg.errors.TorchGaugeError, match="configuration"):
+        twin_of(relu_net())

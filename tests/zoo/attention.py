@@ -1,0 +1,197 @@
+"""Catalogue 1.4: one attention layer on float inputs. Numbers are for eps = 0 where the name says so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.blocks import normal
+from tests.zoo.case import Case
+
+Score = Literal["sdpa", "softmax", "einsum", "relu", "sigmoid", "linear"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and options of one attention layer."""
+
+    d: int = 6
+    heads: int = 2
+    groups: int = 2
+    head: int = 3
+    value: int = 3
+    bias: bool = False
+    out_bias: bool = False
+    score: Score = "softmax"
+    causal: bool = True
+    rotary: Literal["", "half", "interleaved"] = ""
+    rotated: int = 0
+    alibi: bool = False
+    qk_norm: float | None = None
+
+
+def angles(length: int, size: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of position times frequency: [length, size / 2]."""
+    frequency = 1.0 / 100.0 ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+    phase = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return phase.cos(), phase.sin()
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), -1)
+
+
+def turn(x: Tensor, layout: str) -> Tensor:
+    """Rotary embedding of x [..., T, size], in either layout."""
+    cos, sin = angles(x.shape[-2], x.shape[-1])
+    if layout == "half":
+        return x * torch.cat((cos, cos), -1) + rotate_half(x) * torch.cat((sin, sin), -1)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class Gain(nn.Module):
+    """RMS norm over a head, written out."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with the options of `Shape`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        s = self.shape = shape
+        self.q = nn.Linear(s.d, s.heads * s.head, bias=s.bias)
+        self.k = nn.Linear(s.d, s.groups * s.head, bias=s.bias)
+        self.v = nn.Linear(s.d, s.groups * s.value, bias=s.bias)
+        self.o = nn.Linear(s.heads * s.value, s.d, bias=s.out_bias)
+        if s.qk_norm is not None:
+            self.q_norm, self.k_norm = Gain(s.head, s.qk_norm), Gain(s.head, s.qk_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.shape
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, s.heads, s.head).transpose(1, 2)
+        k = self.k(x).view(b, t, s.groups, s.head).transpose(1, 2)
+        v = self.v(x).view(b, t, s.groups, s.value).transpose(1, 2)
+        if s.qk_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._rotate(q), self._rotate(k)
+        if s.heads != s.groups:
+            k, v = (y.repeat_interleave(s.heads // s.groups, 1) for y in (k, v))
+        y = self._mix(q, k, v).transpose(1, 2).reshape(b, t, s.heads * s.value)
+        return self.o(y)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        s = self.shape
+        if not s.rotary:
+            return x
+        if not s.rotated:
+            return turn(x, s.rotary)
+        return torch.cat((turn(x[..., : s.rotated], s.rotary), x[..., s.rotated :]), -1)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s, t = self.shape, q.shape[-2]
+        if s.score == "sdpa":
+            return F.scaled_dot_product_attention(q, k, v, is_causal=s.causal)
+        if s.score == "einsum":
+            scores = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(s.head)
+        else:
+            scores = q @ k.transpose(-1, -2) * s.head**-0.5
+        mask = torch.ones(t, t, dtype=torch.bool).tril()
+        if s.alibi:
+            slopes = torch.tensor([2.0 ** -(i + 1) for i in range(s.heads)], dtype=x_dtype(q))
+            distance = torch.arange(t)[None, :] - torch.arange(t)[:, None]
+            scores = scores + slopes[:, None, None] * distance
+        if s.score in ("softmax", "einsum"):
+            weights = scores.masked_fill(~mask, float("-inf")).softmax(-1) if s.causal else scores.softmax(-1)
+        elif s.score == "linear":
+            weights = scores * mask
+        else:
+            weights = (F.relu(scores) if s.score == "relu" else torch.sigmoid(scores)) * mask
+        return torch.einsum("bhij,bhjd->bhid", weights, v) if s.score == "einsum" else weights @ v
+
+
+def x_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype
+
+
+class MultiHead(nn.Module):
+    """torch.nn.MultiheadAttention on one input."""
+
+    def __init__(self, d: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(d, heads, bias=bias, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class Cross(nn.Module):
+    """torch.nn.MultiheadAttention from one input to another of other widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(6, 2, kdim=5, vdim=4, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(x, y, z)
+
+
+X = normal(24, 6, 6)
+
+
+def case(name: str, orbit: int, *, row: str = "1.4", **options: object) -> Case:
+    shape = Shape(**options)  # type: ignore[arg-type]
+    return Case(f"attn_{name}", lambda: Attention(shape), normal(24, 6, shape.d), orbit, row=row)
+
+
+CASES: tuple[Case, ...] = (
+    case("mha", 36),
+    case("mha_sdpa", 36, score="sdpa"),
+    case("mha_sdpa_full", 36, score="sdpa", causal=False),
+    case("mha_einsum", 36, score="einsum"),
+    case("alibi", 36, alibi=True),
+    case("sigmoid", 36, score="sigmoid"),
+    case("wide_heads", 96, d=4, head=5, value=5),
+    case("bias", 48, bias=True, out_bias=True),
+    case("bias_no_out_bias", 42, bias=True),
+    case("gqa", 36, d=8, heads=4, head=3),
+    case("gqa_sdpa_bias", 36 + 4 * 3 + 0, d=8, heads=4, bias=True, out_bias=True, score="sdpa"),
+    case("mqa", 18, heads=2, groups=1),
+    case("rope_half", 40, d=8, head=4, value=4, rotary="half"),
+    case("rope_interleaved", 40, d=8, head=4, value=4, rotary="interleaved"),
+    case("rope_half_sdpa", 40, d=8, head=4, value=4, rotary="half", score="sdpa"),
+    case("rope_bias", 48, d=8, head=4, value=4, rotary="half", bias=True, out_bias=True),
+    case("rope_gqa", 20, d=8, groups=1, head=4, value=4, rotary="half"),
+    case("rope_partial", 44, d=8, head=4, value=4, rotary="half", rotated=2),
+    case("rope_partial_interleaved", 44, d=8, head=4, value=4, rotary="interleaved", rotated=2),
+    case("qk_norm", 25, qk_norm=0.0),
+    case("qk_norm_eps", 21, qk_norm=1e-5),
+    case("qk_norm_rope", 38, d=8, head=4, value=4, rotary="half", qk_norm=0.0),
+    case("qk_norm_rope_eps", 34, d=8, head=4, value=4, rotary="half", qk_norm=1e-5),
+    case("relu", 38, score="relu"),
+    case("linear", 38, score="linear"),
+    Case("attn_torch_mha", lambda: MultiHead(6, 2, bias=True), X, 48, row="1.4"),
+    Case("attn_torch_mha_nobias", lambda: MultiHead(6, 2, bias=False), X, 36, row="1.4"),
+    Case(
+        "attn_torch_cross",
+        Cross,
+        lambda g: tuple(torch.randn(24, t, d, generator=g, dtype=torch.float64) for t, d in ((5, 6), (6, 5), (6, 4))),
+        48,
+        row="1.4",
+    ),
+)
