@@ -100,7 +100,7 @@ BAD_INPUT = {
     "shapes that do not fit": (["certify", "misfit"], "shape [8] in the file, [16] by"),
     "no program": (["inspect", "bad.pt2"], "not an exported program"),
     "inputs missing": (["inspect", "models:no_inputs"], "example inputs are missing"),
-    "inputs of another shape": (["certify", "models:wrong_shape"], "models.py"),
+    "inputs of another shape": (["certify", "models:wrong_shape"], "does not run on these inputs"),
     "a model that cannot be exported": (["inspect", "models:branches", "--json"], "models.py"),
 }
 

@@ -47,8 +47,8 @@ class Factor:
     parameters: tuple[str, ...]
     sources: tuple[str, ...] = ()
     exact: bool = True
-    copies: int = 1
     components: dict[str, int] = field(default_factory=dict)
+    copies: int = 1
 
 
 def group(layers: int) -> Any:

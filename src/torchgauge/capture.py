@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from torchgauge.errors import CaptureError, InputError, ModelError, TorchGaugeError
 from torchgauge.nesting import map_tensors, observe, tensors_in
-from torchgauge.trace import flatten, source_of
+from torchgauge.trace import drop_assertions, drop_copies, flatten, source_of
 
 Role = Literal["param", "buffer", "const", "input"]
 
@@ -131,7 +131,10 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     with _quiet(), unchanged(model), torch.no_grad(), plain_layers(model):
         try:
             program = torch.export.export(Observed(), inputs, strict=False)
-            program = flatten(program)
+            if not flatten(program.graph_module):
+                program = program.run_decompositions({})  # an empty table: other operators stay whole
+                drop_assertions(program.graph_module.graph)
+            drop_copies(program.graph_module.graph)
         except Exception as error:
             raise _explained(model, call, inputs, error) from error
     if not names:
@@ -166,7 +169,7 @@ def state_of(model: nn.Module) -> State:
     named += [(buffers, model.named_buffers(remove_duplicate=False))]
     for found, entries in named:
         for name, tensor in entries:
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if nn.parameter.is_lazy(tensor):
                 raise ModelError(
                     "A lazy module has no weights yet.",
                     where=name,
@@ -216,7 +219,7 @@ def call_of(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back every attribute of every submodule on leaving: `forward` may count calls or keep intermediate tensors."""
+    """Put back every attribute of every submodule on leaving: `forward` may count calls or keep tensors."""
     tables = ("_parameters", "_buffers", "_modules")
     saved = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in tables}) for m in model.modules()]
     try:
@@ -403,7 +406,7 @@ def _assembled(program: ExportedProgram, state: State, call: Call, names: list[s
                 continue
             first[role, name] = node
         placeholders[node.name] = (role, name)
-    returned = graph_module.graph.output_node().args[0]
+    returned = cast(tuple[fx.Node, ...], graph_module.graph.output_node().args[0])
     kinds = [spec.kind for spec in program.graph_signature.output_specs]
     observed = [node for node, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
     graph_module.graph.output_node().args = (tuple(observed),)

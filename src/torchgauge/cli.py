@@ -7,14 +7,16 @@ Standard output carries the report alone; progress and warnings go to standard e
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from threading import Timer
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -52,7 +54,7 @@ def inspect(model: Model, /, *, json: Json = False) -> int:
     def work() -> Any:
         with _stage(f"building {model}"):
             loaded = _load(model, weights=False)
-        with _stage("tracing and inferring"):
+        with _stage("tracing and inferring"), _held():
             from torchgauge import infer
             from torchgauge.report import view_group
 
@@ -82,7 +84,7 @@ def certify(
         with _stage(f"loading {model}"):
             loaded = _load(model, weights=True)
             small = _load(twin, weights=True) if twin else None
-        with _stage("tracing, inferring and certifying"):
+        with _stage("tracing, inferring and certifying"), _held():
             from torchgauge import certify
             from torchgauge.report import view_certificate
 
@@ -155,7 +157,7 @@ def _plain(value: Any) -> Any:
 def _stage(text: str) -> Iterator[None]:
     """A spinner on a terminal; elsewhere one plain line, when the work turns out to be long."""
     if not sys.stderr.isatty():
-        timer = Timer(PATIENCE, _say, [f"{text} …"])
+        timer = Timer(PATIENCE, _say, [f"{text} …", sys.stderr])
         timer.daemon = True
         timer.start()
         try:
@@ -165,12 +167,26 @@ def _stage(text: str) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
+    with Console(file=sys.stderr).status(text):
         yield
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Holds back standard error: torch.export prints the graph so far before it raises what the panel will say."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(held):
+            yield
+    except TorchGaugeError:
+        held.truncate(0)
+        raise
+    finally:
+        sys.stderr.write(held.getvalue())
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    print(text, file=stream or sys.stderr, flush=True)
 
 
 # -- entry -----------------------------------------------------------------------------------------------------
@@ -184,6 +200,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever downloaded
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    logged = logging.root.manager.disable
+    logging.disable()  # libraries log at length before they raise; the panel says it once
     try:
         status = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except TorchGaugeError as error:
@@ -203,6 +221,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         _say("This is an error in torchgauge, not in your model: please report it with the lines above.")
         return INTERNAL
+    finally:
+        logging.disable(logged)
     return status if isinstance(status, int) else HOLDS
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -69,8 +68,6 @@ def _load_program(path: Path) -> Loaded:
         raise ModelError("not a model", str(path), KINDS + hint)
     import torch.export
 
-    disabled = logging.root.manager.disable
-    logging.disable()  # torch logs a traceback of its own before it raises
     try:
         program = torch.export.load(path)
         inputs = program.example_inputs
@@ -81,8 +78,6 @@ def _load_program(path: Path) -> Loaded:
             str(path),
             "Write it with torch.export.save(torch.export.export(model, args), path), with a torch of this version.",
         ) from error
-    finally:
-        logging.disable(disabled)
     if inputs is None:
         raise InputError("the program holds no example inputs", str(path), "Export it again and save it whole.")
     args, kwargs = inputs

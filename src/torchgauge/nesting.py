@@ -15,8 +15,8 @@ _CACHE_KEYS = frozenset({"past_key_values", "past_key_value", "cache_params", "p
 def children(value: Any) -> list[tuple[str, Any]] | None:
     """The entries of a container as (path step, value), or None for a leaf.
 
-    Mappings (`UserDict` and Hugging Face's `BatchEncoding` and `ModelOutput` too), sequences, named tuples and dataclass instances are
-    containers; keys and fields whose value is None are left out.
+    Containers are mappings (`UserDict` and Hugging Face's `BatchEncoding` and `ModelOutput` too), lists, tuples,
+    named tuples and dataclass instances; entries whose value is None are left out.
     """
     if isinstance(value, Mapping):
         found = [(f"[{key!r}]", item) for key, item in value.items()]
@@ -69,8 +69,9 @@ def map_tensors(value: Any, change: Callable[[str, Tensor], Tensor], path: str =
 def observe(output: Any) -> tuple[list[tuple[str, Tensor]], list[str]]:
     """The observed outputs of a model, named, and the names of what is dropped.
 
-    Floating and complex tensors are observed. Integer tensors, caches (by class name or by key) and values that are no tensors
-    are dropped. A single tensor is "output", the entries of a tuple are "outputs[0]", a field goes by its own name.
+    Floating and complex tensors are observed. Integer tensors, caches (by class name or by key) and values that are
+    no tensors are dropped. A single tensor is "output", the entries of a tuple are "outputs[0]", a field goes by its
+    own name.
     """
     seen: list[tuple[str, Tensor]] = []
     dropped: list[str] = []

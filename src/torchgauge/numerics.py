@@ -28,8 +28,8 @@ _WIDER_METHOD: dict[Any, Any] = {
     Tensor.float: Tensor.double,
     Tensor.half: Tensor.double,
     Tensor.bfloat16: Tensor.double,
-    Tensor.cfloat: Tensor.cdouble,
-    Tensor.chalf: Tensor.cdouble,
+    Tensor.cfloat: Tensor.cdouble,  # pyright: ignore[reportAttributeAccessIssue]
+    Tensor.chalf: Tensor.cdouble,  # pyright: ignore[reportAttributeAccessIssue]
 }
 _WIDER_NAME = {
     "torch.FloatTensor": "torch.DoubleTensor",
@@ -45,8 +45,8 @@ class Promote(TorchFunctionMode):
     Inside, every request for a lower floating type is one for float64: dtype arguments, `.float()`, `.half()`, the
     default type of factory functions, and tensors of a lower type that meet an operation. Integers stay as they are.
     Three functions are replaced by equals, for the sake of derivatives: embedding tables have no padding row (its
-    gradient would be dropped, though the function reads the row), and batch norm in training mode updates no
-    running statistics.
+    gradient would be dropped, though the function reads the row), batch norm in training mode updates no running
+    statistics, and weight norm is written out (it has no forward-mode derivative).
 
     Operators that fix a precision in C++ or in TorchScript are out of reach.
     """
@@ -111,10 +111,19 @@ def _without_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     return F.batch_norm, (), given
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _written_out(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    return _weight_norm, args, kwargs
+
+
 _EQUALS: dict[Any, Callable[..., tuple[Any, tuple[Any, ...], dict[str, Any]]]] = {
     F.embedding: _whole_table,
     torch.embedding: _whole_table_aten,
     F.batch_norm: _without_statistics,
+    torch._weight_norm: _written_out,
 }
 
 
@@ -276,9 +285,7 @@ def _full_state(own: State, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if value.is_meta:
             raise _unknown(name)
         if value.shape != default.shape:
-            raise InputError(
-                f"The model has shape {list(default.shape)}, the state {list(value.shape)}.", where=name
-            )
+            raise InputError(f"The model has shape {list(default.shape)}, the state {list(value.shape)}.", where=name)
         value = _double(value if name in state or name in tied else value.detach())
         full[name] = value.clone() if name in own.buffers else value  # forward may write to a buffer
     return full | {name: full[of] for name, of in own.ties.items()}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
 
 _aten = torch.ops.aten
 _NOT_FRAMES = ("/torch/", "/torchgauge/capture.py", "<eval_with_key>")
@@ -23,22 +22,18 @@ _FRESH = frozenset(
 )  # fmt: skip
 
 
-def flatten(program: ExportedProgram) -> ExportedProgram:
-    """The same program without nested regions, assertions, dead code and in-place writes.
+def flatten(module: fx.GraphModule) -> bool:
+    """Take nested regions, assertions, unread buffer updates and plain in-place operators out of a graph.
 
-    Plain in-place operators are replaced by their functional variants. Writes through views are left to
-    `run_decompositions` with an empty table, which keeps every other operator whole.
+    Returns:
+        Whether the graph is functional now. If not, there are writes through views left.
     """
-    inline_regions(program.graph_module)
-    _drop_assertions(program.graph_module.graph)
-    _drop_buffer_updates(program.graph_module.graph)
-    _replace_in_place(program.graph_module.graph)
-    if any(_mutates(node) for node in program.graph.nodes):
-        program.graph_module.recompile()
-        program = program.run_decompositions({})
-        _drop_assertions(program.graph_module.graph)
-    _drop_copies(program.graph_module.graph)
-    return program
+    inline_regions(module)
+    drop_assertions(module.graph)
+    _drop_buffer_updates(module.graph)
+    _replace_in_place(module.graph)
+    module.recompile()
+    return not any(_mutates(node) for node in module.graph.nodes)
 
 
 def inline_regions(module: fx.GraphModule) -> None:
@@ -87,7 +82,8 @@ def _attribute(module: torch.nn.Module, target: str) -> Any:
     return operator.attrgetter(target)(module)
 
 
-def _drop_assertions(graph: fx.Graph) -> None:
+def drop_assertions(graph: fx.Graph) -> None:
+    """Erase checks of sizes and types: shapes are fixed."""
     for node in reversed(graph.nodes):
         if node.op == "call_function" and not node.users and "assert" in str(node.target):
             graph.erase_node(node)
@@ -104,9 +100,12 @@ def _drop_buffer_updates(graph: fx.Graph) -> None:
     """Erase updates of buffers that nothing reads afterwards, such as `num_batches_tracked.add_(1)`."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in reversed(graph.nodes):
-        if _mutates(node) and not node.users and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder":
-            if node.args[0].name.startswith("b_") and all(order[user] <= order[node] for user in node.args[0].users):
-                graph.erase_node(node)
+        written = node.args[0] if node.args else None
+        if not _mutates(node) or node.users or not isinstance(written, fx.Node):
+            continue
+        is_buffer = written.op == "placeholder" and written.name.startswith("b_")
+        if is_buffer and all(order[user] <= order[node] for user in written.users):
+            graph.erase_node(node)
 
 
 def _replace_in_place(graph: fx.Graph) -> None:
@@ -150,8 +149,8 @@ def _is_fresh(node: fx.Node) -> bool:
     return not composite or name in _FRESH or (name == "dropout" and node.args[2] is True)
 
 
-def _drop_copies(graph: fx.Graph) -> None:
-    """In a functional graph a detached or lifted tensor is the tensor itself."""
+def drop_copies(graph: fx.Graph) -> None:
+    """Erase dead code and copies: in a functional graph a detached or lifted tensor is the tensor itself."""
     copies = {_aten.detach_.default, _aten.detach.default, _aten.alias.default}
     copies |= {_aten.lift_fresh_copy.default, _aten.lift_fresh.default}
     for node in list(graph.nodes):

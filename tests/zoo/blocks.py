@@ -226,7 +226,7 @@ CASES: tuple[Case, ...] = (
     Case("cube_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=lambda: Fn(lambda x: x**3)), normal(240, 4), 16, row="1.2"),
     Case("square_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=lambda: Fn(torch.square)), normal(240, 4), 16, row="1.2"),
     Case("square_2_3_1", lambda: mlp(2, 3, 1, act=lambda: Fn(torch.square)), normal(48, 2), 3, 7, "1.2", _filling),
-    Case("relu_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=nn.ReLU), normal(4000, 4), 16, row="2a", seed=1),
+    Case("relu_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=nn.ReLU), normal(4000, 4), 16, row="2a", centre=True),
     Case("tanh_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=nn.Tanh), normal(240, 4), 0, row="2a"),
     Case("relu_with_skip", lambda: Skip(3, 5, 2, nn.ReLU), normal(96, 3), UNITS + 2, row="1.2"),
     Case("gelu_with_skip", lambda: Skip(3, 5, 2, nn.GELU), normal(96, 3), 2, row="1.2"),

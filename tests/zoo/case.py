@@ -26,6 +26,7 @@ class Case:
         row: where the number comes from.
         reason: why nullity and orbit differ, where they do.
         batches: how many batches the nullity needs.
+        centre: move biases so that hidden units are neither dead nor always on.
         seed: another draw of the parameters, where the first met a dead or an always-on unit.
     """
 
@@ -38,6 +39,7 @@ class Case:
     reason: str = ""
     batches: int = 1
     seed: int = 0
+    centre: bool = False
     train: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -65,23 +67,36 @@ class Case:
 
 
 def calibrate(model: nn.Module, case: Case) -> None:
-    """Sets batch-norm statistics near those of the data, so that few units are dead or always on; still generic."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms or case.train:
-        return
+    """Moves biases and statistics near the data, so that few units are dead or always on; still generic."""
     g = torch.Generator().manual_seed(case.number)
-    momenta = [m.momentum for m in norms]
-    model.train()
-    for m in norms:
-        m.momentum = 1.0
-    with torch.no_grad(), Float64():
-        model(*case.example(999), **case.kwargs)
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
-        assert m.running_mean is not None and m.running_var is not None
-        m.running_mean += 0.3 * m.running_var.sqrt() * torch.randn(m.running_mean.shape, generator=g, dtype=torch.float64)
-        m.running_var *= 0.6 + 0.8 * torch.rand(m.running_var.shape, generator=g, dtype=torch.float64)
-    model.eval()
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=g, dtype=torch.float64)
+
+    def centre_bias(m: Any, _: Any, out: Tensor) -> Tensor:
+        axes = [i for i in range(out.ndim) if i != (1 if out.ndim == 4 else out.ndim - 1)]
+        shift = -out.mean(axes) + 0.3 * out.std(axes) * noise(m.bias)
+        m.bias += shift
+        return out + (shift[:, None, None] if out.ndim == 4 else shift)
+
+    def centre_statistics(m: Any, args: Any) -> None:
+        (x,) = args
+        axes = [i for i in range(x.ndim) if i != 1]
+        deviation = x.std(axes)
+        m.running_mean.copy_(x.mean(axes) + 0.3 * deviation * noise(m.running_mean))
+        m.running_var.copy_((deviation * (1 + 0.2 * torch.tanh(noise(m.running_var)))) ** 2)
+
+    hooks = []
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and not case.train:
+            hooks.append(m.register_forward_pre_hook(centre_statistics))
+        elif case.centre and isinstance(m, (nn.Linear, nn.Conv2d)) and m.bias is not None:
+            hooks.append(m.register_forward_hook(centre_bias))
+    if hooks:
+        with torch.no_grad(), Float64():
+            model(*case.example(999), **case.kwargs)
+    for hook in hooks:
+        hook.remove()
 
 
 def generic_state(model: nn.Module, seed: int) -> State:
@@ -91,7 +106,7 @@ def generic_state(model: nn.Module, seed: int) -> State:
     """
     g = torch.Generator().manual_seed(seed)
     embeddings = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    wide = 3.0 if any(isinstance(m, nn.ReLU6) for m in model.modules()) else 1.0
+    wide = 6.0 if any(isinstance(m, nn.ReLU6) for m in model.modules()) else 1.0
     state: State = {}
     by_pointer: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}

@@ -42,7 +42,7 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
     for name in program.buffers:
         eps = _eps_of(program, name)
         out[f"buffer:{name}"] = torch.rsqrt(get(name) + eps)
-        for other in _statistics(program, name):
+        for other in statistics(program, name):
             out[f"raw:{other}"] = get(other)
     return out
 
@@ -63,7 +63,7 @@ def decode(
     """A state dict like `params` with moved coordinates; unmoved tensors are the same objects' clones."""
     new: dict[str, Tensor] = {}
     for name in program.buffers:
-        for other in _statistics(program, name):
+        for other in statistics(program, name):
             new[other] = coordinates[f"raw:{other}"]
     for key, coordinate in program.coordinates.items():
         value = coordinates[key]
@@ -95,7 +95,7 @@ def _canonical(ties: Mapping[str, str], params: Params) -> dict[str, Tensor]:
     return out
 
 
-def _statistics(program: Program, var_name: str) -> list[str]:
+def statistics(program: Program, var_name: str) -> list[str]:
     """Running variance and mean that move together with a batch norm's channels."""
     for coordinate in program.coordinates.values():
         if coordinate.kind == "batch_norm_bias" and coordinate.refs[2] == var_name:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from torchgauge.action.layout import Block, Leg, blocks
+from torchgauge.action.coordinates import statistics
 from torchgauge.groups import matrices
-from torchgauge.spaces.axes import Axis, Kind, on_piece
-from torchgauge.spaces.charges import NONE, Charge, Row, Solution, Var
+from torchgauge.spaces.axes import Axis, Kind
+from torchgauge.spaces.charges import NONE, Charge, Row, Solution, Var, split_axis
 from torchgauge.spaces.constraints import Program
 from torchgauge.spaces.constraints import Tensor as Symbol
 from torchgauge.spaces.frames import FramePass
@@ -83,19 +85,12 @@ class FrameStage:
     # -- charges -----------------------------------------------------------------------------------------------
     def row(self, charge: Charge, block: Block, odd: bool = False) -> Row:
         """A charge over the free variables, on one block."""
-        for whole, part in block.choices:
-            charge = on_piece(charge, whole, part)
-        from fractions import Fraction
-
+        choices = dict(block.choices)
         raw: Row = {v: Fraction(1) for v in charge.odd} if odd else dict(charge.log)
-        while True:
-            split = next(((v, g) for v in raw for g in v.support() if g.summands), None)
-            if split is None:
-                break
+        while split := next(((v, w) for v in raw if (w := split_axis(v)) is not None), None):
             var, whole = split
-            q = raw.pop(var)
-            piece = var.piece(whole, whole.summands[0])
-            raw[piece] = raw.get(piece, Fraction(0)) + q
+            piece = var.piece(whole, choices.get(whole, whole.summands[0]))
+            raw[piece] = raw.get(piece, Fraction(0)) + raw.pop(var)
         return self.solution.odd_row(raw) if odd else self.solution.log_row(raw)
 
     def leg_charge(self, leg: Leg) -> Charge:
@@ -216,6 +211,12 @@ class FrameStage:
         for name in order:
             if name in params:
                 new[name] = self._move(g, name, params, new, duals)
+            if name.startswith("buffer:"):
+                for other in statistics(self.program, name.removeprefix("buffer:")):
+                    block = self.layout[name][0]
+                    roots = tuple(leg.root for leg in block.legs)
+                    flat = params[f"raw:{other}"].reshape(block.sizes)
+                    new[f"raw:{other}"] = self.pull(flat, roots, g.perms).reshape(params[f"raw:{other}"].shape)
         return new
 
     def _move(self, g: FrameElement, name: str, old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor]) -> Tensor:

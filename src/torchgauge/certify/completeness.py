@@ -70,9 +70,9 @@ class _Probe:
             taken += 1
 
     def fresh(self) -> Tensor:
-        evaluate = self.subject.sample()
+        evaluate, rows = self.subject.sample_rows(ROWS_PER_INPUT)
         self.seen.append(evaluate)
-        return self.subject.rows(evaluate, self.state, ROWS_PER_INPUT)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _dead(probe: _Probe, zero: Tensor) -> Tensor:
         state = subject.resolve(state)
         with torch.no_grad():
             return all(
-                bool(o.isfinite().all()) for evaluate in probe.seen for o in subject.outputs(evaluate, state)
+                bool(o.isfinite().all()) for evaluate in probe.seen for o in evaluate(state)
             )
 
     def mark(offset: int, mask: Tensor) -> None:

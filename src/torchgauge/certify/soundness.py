@@ -82,7 +82,7 @@ def move(
 
 def _run(subject: Subject, evaluate: Evaluate, state: State) -> list[Tensor]:
     with torch.no_grad():
-        return subject.outputs(evaluate, state)
+        return evaluate(state)
 
 
 def _finite(outputs: list[Tensor]) -> bool:
@@ -108,7 +108,8 @@ def _jitter(state: State, subject: Subject, generator: torch.Generator) -> State
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
         return p * (1.0 + 2.2e-16 * noise)
 
-    return subject.resolve({k: shaken(v) if k in subject.canonical else v for k, v in state.items()})
+    names = set(subject.names)
+    return subject.resolve({k: shaken(v) if k in names else v for k, v in state.items()})
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def push_generators(
         most: at most so many generators, spread over the whole list.
         seconds: time after which it stops.
     """
-    exact = {factor.name for factor in group.factors if factor.exact}
+    approximate = {factor.name for factor in group.factors if not factor.exact}
     state, evaluate = subject.generic, subject.sample()
     total = int(group.tangent_count)
     order = torch.randperm(total, generator=generator).tolist() if total > most else list(range(total))
@@ -142,7 +143,7 @@ def push_generators(
         if checked >= most or time.monotonic() - start > seconds:
             break
         name, tangent = _named(group.tangent(state, i))
-        if name and name not in exact:
+        if name in approximate:
             continue
         tangent = {k: v for k, v in tangent.items() if k in subject.names and bool(v.any())}
         if not tangent:

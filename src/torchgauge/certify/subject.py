@@ -8,28 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from torchgauge import numerics
+from torchgauge.capture import state_of
 from torchgauge.certify.draws import Draws
 from torchgauge.errors import InputError
 
 State = dict[str, Tensor]
-Evaluate = Callable[[State], list[Tensor]]
-
-
-class _WholeTables(TorchFunctionMode):
-    """Embeddings without padding row: autograd would give that row no derivative, though the function reads it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.nn.functional.embedding or func is torch.nn.functional.embedding_bag:
-            kwargs.pop("padding_idx", None)
-            args = args[:2]
-        elif func is torch.embedding:
-            args, kwargs = args[:2], {k: v for k, v in kwargs.items() if k in ("weight", "indices")}
-        return func(*args, **kwargs)
+Evaluate = Callable[[Mapping[str, Tensor]], list[Tensor]]
 
 
 class Subject:
@@ -47,13 +33,12 @@ class Subject:
     ) -> None:
         self.model = model
         self.generator = generator
-        self.names = [name for name, p in model.named_parameters() if p.is_floating_point()]
-        first: dict[int, str] = {}
-        self.canonical: dict[str, str] = {}
-        for name, p in model.named_parameters(remove_duplicate=False):
-            self.canonical[name] = first.setdefault(id(p), name)
-        self.parameters = sum(p.numel() for p in model.parameters() if p.is_floating_point())
-        self.meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+        own = state_of(model)
+        self.ties = own.ties
+        self._state: State = {**own.params, **own.buffers}
+        self.names = [name for name, p in own.params.items() if p.is_floating_point()]
+        self.parameters = sum(own.params[name].numel() for name in self.names)
+        self.meta = any(t.is_meta for t in self._state.values())
         self.args, self.kwargs = tuple(args), dict(kwargs)
         self._draws: Draws | None = None
         self._generic: State | None = None
@@ -72,17 +57,12 @@ class Subject:
 
     def own(self) -> State:
         """The model's own state in float64."""
-        state = {name: p.detach() for name, p in self.model.named_parameters(remove_duplicate=False)}
-        state |= {name: b.detach() for name, b in self.model.named_buffers(remove_duplicate=False)}
-        return self.resolve({k: v.to(torch.float64) if v.is_floating_point() else v.clone() for k, v in state.items()})
+        state = {k: v.detach() for k, v in self._state.items()}
+        return self.resolve({k: v.to(torch.float64) if v.is_floating_point() else v for k, v in state.items()})
 
     def resolve(self, state: Mapping[str, Tensor]) -> State:
         """The state with every tied name on the tensor of its canonical name."""
-        out = dict(state)
-        for name, canonical in self.canonical.items():
-            if canonical in out:
-                out[name] = out[canonical]
-        return out
+        return {**state, **{name: state[canonical] for name, canonical in self.ties.items() if canonical in state}}
 
     # -- inputs ------------------------------------------------------------------------------------------------
     @property
@@ -91,7 +71,7 @@ class Subject:
             state = self.generic
 
             def run(args: tuple, kwargs: dict) -> Any:
-                return self.outputs(self.at(args, kwargs), state)
+                return self.at(args, kwargs)(state)
 
             self._draws = Draws(self.args, self.kwargs, run, self.generator)
         return self._draws
@@ -102,35 +82,33 @@ class Subject:
 
     def sample(self) -> Evaluate:
         """The model at the next input for which its outputs are finite."""
-        for _ in range(4):
-            evaluate = self.at(*self.draws.next())
-            with torch.no_grad():
-                if all(bool(o.isfinite().all()) for o in self.outputs(evaluate, self.generic)):
-                    return evaluate
-        evaluate = self.example()
-        with torch.no_grad():
-            if not all(bool(o.isfinite().all()) for o in self.outputs(evaluate, self.generic)):
-                raise InputError(
-                    "the outputs are not finite at generic parameters, even for the example input",
-                    where=type(self.model).__name__,
-                    remedy="Give an example input for which the model returns finite numbers.",
-                )
-        return evaluate
+        return next(self._finite(lambda evaluate: evaluate(self.generic)))[0]
+
+    def sample_rows(self, at_most: int) -> tuple[Evaluate, Tensor]:
+        """The model at the next such input, with rows of its Jacobian at the generic state."""
+        return next(self._finite(lambda evaluate: [self.rows(evaluate, self.generic, at_most)]))  # pyright: ignore
+
+    def _finite(self, call: Callable[[Evaluate], list[Tensor]]) -> Iterator[tuple[Evaluate, Any]]:
+        tries = [self.draws.next] * 4 + [lambda: self.draws.example]
+        for make in tries:
+            evaluate = self.at(*make())
+            found = call(evaluate)
+            if all(bool(o.isfinite().all()) for o in found):
+                yield evaluate, found[0]
+        raise InputError(
+            "the outputs are not finite at generic parameters, even for the example input",
+            where=type(self.model).__name__,
+            remedy="Give an example input for which the model returns finite numbers.",
+        )
 
     # -- evaluation --------------------------------------------------------------------------------------------
     def at(self, args: tuple, kwargs: dict) -> Evaluate:
         return numerics.evaluator(self.model, args, kwargs)
 
-    def outputs(self, evaluate: Evaluate, state: State) -> list[Tensor]:
-        """The observed outputs; buffers are copied first, for a training-mode batch norm writes to them."""
-        state = {k: v if k in self.canonical else v.clone() for k, v in state.items()}
-        with _plain_kernels():
-            return evaluate(state)
-
     def rows(self, evaluate: Evaluate, state: State, at_most: int) -> Tensor:
         """Rows of ∂outputs/∂parameters: all of them, or `at_most` random combinations, [n, P]."""
         leaves = {name: state[name].detach().clone().requires_grad_() for name in self.names}
-        y = _flat(self.outputs(evaluate, self._with(state, leaves)), scaled=True)
+        y = _flat(evaluate(self._with(state, leaves)), scaled=True)
         if not y.requires_grad:
             return torch.zeros(1, self.parameters, dtype=torch.float64)
         if y.numel() <= at_most:
@@ -149,7 +127,7 @@ class Subject:
         base = {name: state[name].to(torch.float64) for name in moved}
 
         def f(leaves: State) -> Tensor:
-            return _flat(self.outputs(evaluate, self._with(state, leaves)))
+            return _flat(evaluate(self._with(state, leaves)))
 
         try:
             return torch.func.jvp(f, (base,), (moved,))[1].detach()
@@ -164,18 +142,14 @@ class Subject:
 
     def flatten(self, tangent: Mapping[str, Tensor]) -> Tensor:
         """A direction of the parameters as one vector, [P], in the order of `names`."""
-        shapes = dict(self.model.named_parameters())
-        return torch.cat(
-            [
-                tangent[n].detach().reshape(-1).to(torch.float64)
-                if n in tangent
-                else torch.zeros(shapes[n].numel(), dtype=torch.float64)
-                for n in self.names
-            ]
-        )
+        parts = [
+            tangent[n].detach().to("cpu", torch.float64) if n in tangent else torch.zeros(self._state[n].shape).double()
+            for n in self.names
+        ]
+        return torch.cat([p.reshape(-1) for p in parts])
 
     def _with(self, state: State, leaves: Mapping[str, Tensor]) -> State:
-        return {name: leaves.get(self.canonical.get(name, name), value) for name, value in state.items()}
+        return {name: leaves.get(name, value) for name, value in state.items() if name not in self.ties}
 
 
 def _flat(outputs: list[Tensor], scaled: bool = False) -> Tensor:
@@ -210,15 +184,6 @@ def _pull(y: Tensor, leaves: list[Tensor], cotangents: Tensor) -> Tensor:
                 )
             )
         return torch.stack(rows)
-
-
-@contextmanager
-def _plain_kernels() -> Iterator[None]:
-    # the attention kernel written in plain operators is the one with all derivatives; the seed keeps a model that
-    # draws random numbers a function of its state
-    with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), _WholeTables():
-        torch.manual_seed(0)
-        yield
 
 
 @contextmanager

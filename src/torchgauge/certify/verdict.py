@@ -16,7 +16,8 @@ from torchgauge.certify.soundness import Soundness, move, push_generators
 from torchgauge.certify.subject import Subject, without_dropout
 from torchgauge.certify.twin import has_config, twin_of
 from torchgauge.errors import InputError, TorchGaugeError
-from torchgauge.gauge import GaugeGroup, infer
+from torchgauge.gauge import GaugeGroup
+from torchgauge.infer import infer
 
 Twin = tuple[nn.Module, Sequence[Any], Mapping[str, Any]]
 
@@ -83,16 +84,16 @@ def certify(
 
 def _on_model(subject: Subject, group: GaugeGroup, generator: torch.Generator, samples: int | None) -> Certificate:
     moved = move(subject, group, generator)
-    exact_names = {factor.name for factor in group.factors if factor.exact}
+    soft_names = set(_approximate(group))
     best: Completeness | None = None
     tried: list[int] = []
     start = time.monotonic()
     # a ReLU network has open sets of parameters with dead or always-on units, where the kernel is larger: the group
     # is complete if it is the kernel at some point, for the kernel is smallest on an open set
     for _ in range(POINTS):
-        tangents = group.tangents(subject.generic)
-        exact = [t for name, t in tangents if name in exact_names]
-        approximate = [t for name, t in tangents if name not in exact_names]
+        tangents = list(group.tangents(subject.generic))
+        exact = [t for name, t in tangents if name not in soft_names]
+        approximate = [t for name, t in tangents if name in soft_names]
         measured = measure(subject, exact, approximate, samples=samples)
         hidden = measured.nullity - measured.orbit_dimension
         tried.append(hidden)

@@ -125,8 +125,8 @@ def _rows(factors: Sequence[Factor]) -> list[Row]:
     alike: dict[tuple[Any, ...], list[Factor]] = defaultdict(list)
     for factor in factors:
         touched = tuple(sorted({template(name) for name in factor.parameters}))
-        components = tuple(sorted(factor.components.items()))
-        shape = (factor.kind, factor.size, factor.copies, factor.dimension, factor.exact, components)
+        discrete = tuple(sorted(factor.components.items()))
+        shape = (factor.kind, factor.size, factor.copies, factor.dimension, factor.exact, discrete)
         alike[(template(factor.name), *shape, touched)].append(factor)
     rows: list[Row] = []
     for members in alike.values():

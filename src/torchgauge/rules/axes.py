@@ -99,7 +99,7 @@ def groups(xs: Sequence[int], ys: Sequence[int]) -> list[tuple[range, range]]:
     while i < len(xs) or j < len(ys):
         i0, j0 = i, j
         p = q = 1
-        while i == i0 and j == j0 or p != q:
+        while (i == i0 and j == j0) or p != q:
             if i < len(xs) and (p <= q or j == len(ys)):
                 p *= xs[i]
                 i += 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate
 
 from torchgauge.rules.registry import is_inplace
 
@@ -29,7 +30,7 @@ _SAME = ("clone", "alias", "detach", "contiguous", "to", "_to_copy", "lift_fresh
 
 
 def name_of(node: Node) -> str:
-    """"add" for a node that calls aten.add.Tensor, "" for what is not an operator."""
+    """ "add" for a node that calls aten.add.Tensor, "" for what is not an operator."""
     packet = getattr(node.target, "overloadpacket", None)
     return packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
 
@@ -134,7 +135,7 @@ class Constants:
             return value if known or not exact else None
         if node.op != "call_function" or node in self.spoiled or is_inplace(node.target):
             return None
-        if name_of(node).startswith(_RANDOM) or name_of(node) in SHAPE_ONLY and _size(node) > LIMIT:
+        if name_of(node).startswith(_RANDOM) or (name_of(node) in SHAPE_ONLY and _size(node) > LIMIT):
             return None
         if _size(node) > LIMIT:
             return None
@@ -149,7 +150,7 @@ class Constants:
 def run_node(node: Node, values: dict[Node, object]) -> Any:
     """One node on the CPU with floats in float64; None where that fails."""
 
-    def argument(x: object) -> object:
+    def argument(x: Any) -> Any:
         if isinstance(x, Node):
             return values[x]
         if isinstance(x, torch.device):
@@ -160,8 +161,8 @@ def run_node(node: Node, values: dict[Node, object]) -> Any:
             return torch.complex128
         return x
 
-    args = torch.fx.node.map_aggregate(node.args, argument)
-    kwargs = torch.fx.node.map_aggregate(node.kwargs, argument)
+    args = map_aggregate(node.args, argument)
+    kwargs = map_aggregate(node.kwargs, argument)
     try:
         with torch.no_grad():
             return _double(_call(node, args, kwargs))
@@ -179,10 +180,14 @@ def run_graph(module: GraphModule, args: tuple[object, ...]) -> object:
         elif node.op == "get_attr":
             values[node] = getattr(module, str(node.target))
         elif node.op == "output":
-            return torch.fx.node.map_aggregate(node.args[0], lambda x: values[x] if isinstance(x, Node) else x)
+            return map_aggregate(node.args[0], lambda x: _looked_up(values, x))
         else:
             values[node] = run_node(node, values)
     return None
+
+
+def _looked_up(values: dict[Node, object], x: Any) -> Any:
+    return values[x] if isinstance(x, Node) else x
 
 
 def _call(node: Node, args: Any, kwargs: Any) -> object:

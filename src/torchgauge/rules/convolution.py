@@ -27,7 +27,9 @@ def conv(
     groups: int = 1,
 ) -> Tensor:
     padded = padding != "valid" if isinstance(padding, str) else any(_tuple(padding))
-    padded = padded and any(k > 1 for k in weight.shape[2:]) or (not isinstance(padding, str) and any(_tuple(padding)))
+    padded = (padded and any(k > 1 for k in weight.shape[2:])) or (
+        not isinstance(padding, str) and any(_tuple(padding))
+    )
     return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded)
 
 

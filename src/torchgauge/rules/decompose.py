@@ -9,10 +9,11 @@ from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 
 
 def decompose(node: Node) -> tuple[Graph, dict[Node, Node]] | None:
-    """The node's graph of simpler operators and its placeholders → the nodes that they stand for; None if there is none."""
+    """The node's graph of simpler operators, and placeholder → the node that it stands for; None if there is none."""
     target = node.target
     if not isinstance(target, OpOverload):
         return None
@@ -24,8 +25,8 @@ def decompose(node: Node) -> tuple[Graph, dict[Node, Node]] | None:
 
     def call(*tensors: torch.Tensor) -> Any:
         given = dict(zip(outer, tensors, strict=True))
-        args = torch.fx.node.map_aggregate(node.args, lambda x: _argument(x, given))
-        kwargs = torch.fx.node.map_aggregate(node.kwargs, lambda x: _argument(x, given))
+        args = map_aggregate(node.args, lambda x: _argument(x, given))
+        kwargs = map_aggregate(node.kwargs, lambda x: _argument(x, given))
         return body(*args, **kwargs) if body is not None else target.decompose(*args, **kwargs)
 
     try:

@@ -11,7 +11,7 @@ from torchgauge.rules import axes
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.pointwise import PROFILES
 from torchgauge.rules.registry import operators, rule
-from torchgauge.spaces.constraints import Tensor
+from torchgauge.spaces.constraints import Profile, Tensor
 
 aten = torch.ops.aten
 
@@ -23,6 +23,19 @@ def embedding(ctx: Lowering, table: Tensor, index: Tensor, *_: object, **__: obj
 
 def gather_rows(ctx: Lowering, table: Tensor, index: Tensor) -> Tensor:
     return ctx.b.gather(table, index.shape) if index.role == "const" else ctx.opaque("index computed from data")
+
+
+@rule(*operators("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
+def embedding_bag(
+    ctx: Lowering, table: Tensor, index: Tensor, offsets: Tensor, _: bool = False, mode: int = 0, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    """Rows picked, then summed, averaged or maximised bag by bag: a map along the picked positions."""
+    weights = next((r for r in rest if isinstance(r, Tensor)), None)
+    if index.role != "const" or offsets.role != "const" or (weights is not None and weights.role != "const"):
+        return NotImplemented
+    rows = ctx.b.gather(table, index.shape)
+    out = ctx.b.spatial(rows, (0,), ctx.shape, "max" if mode == 2 else "linear", False)
+    return out, None, None, None
 
 
 @rule(aten.index_select)
@@ -134,7 +147,9 @@ def var(ctx: Lowering, x: Tensor, *args: Any, correction: float | None = None, *
 
 
 @rule(*operators("linalg_vector_norm", "norm", "frobenius_norm"))
-def norm(ctx: Lowering, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *_: object, **__: object) -> Tensor:
+def norm(
+    ctx: Lowering, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *_: object, **__: object
+) -> Tensor:
     if ctx.node.target.overloadpacket.__name__ == "frobenius_norm":  # type: ignore[union-attr]
         p, dim = 2, p
     p = 2 if p is None else p
@@ -153,8 +168,6 @@ def norm(ctx: Lowering, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = 
 def logsumexp(ctx: Lowering, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """log Σ exp, by parts."""
     y = ctx.b.reduce(ctx.b.pointwise(x, PROFILES["exp"]), _dims(x, dim), "sum", True)
-    from torchgauge.spaces.constraints import Profile
-
     return axes.reshape(ctx.b, ctx.b.pointwise(y, Profile("log")), ctx.shape)
 
 
@@ -196,7 +209,10 @@ def adaptive_avg_pool(ctx: Lowering, x: Tensor, *_: object) -> Tensor:
     return _pool(ctx, x, _rank(ctx), "linear", True)
 
 
-_UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")]
+_UPSAMPLES = [
+    f"upsample_{kind}"
+    for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")
+]
 
 
 @rule(*operators(*_UPSAMPLES, "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"))
@@ -207,7 +223,9 @@ def upsample(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
 
 
 @rule(aten.im2col)
-def im2col(ctx: Lowering, x: Tensor, kernel: Sequence[int], dilation: Any, padding: Sequence[int], stride: Any) -> Tensor:
+def im2col(
+    ctx: Lowering, x: Tensor, kernel: Sequence[int], dilation: Any, padding: Sequence[int], stride: Any
+) -> Tensor:
     """Windows as columns: [N, C, H, W] → [N, C, taps, places] → [N, C·taps, places]."""
     *batch, channels, _, _ = x.shape
     taps, places = _size(kernel), ctx.shape[-1]

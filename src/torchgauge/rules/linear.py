@@ -81,7 +81,7 @@ def tensordot(ctx: Lowering, x: Tensor, y: Tensor, dims_x: Sequence[int], dims_y
 
 @rule(aten.einsum)
 def einsum(ctx: Lowering, equation: str, operands: Sequence[Tensor], *_: object, **__: object) -> Tensor:
-    """Operands are joined pairwise from the left; a label that only one operand has and nobody keeps is summed first."""
+    """Operands are joined from the left; a label that only one operand has and nobody keeps is summed first."""
     terms, out = _parse(equation, [x.ndim for x in operands])
     if terms is None or any(len(set(t)) < len(t) for t in terms):
         return NotImplemented

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate, map_arg
 
 from torchgauge.rules import registry
 from torchgauge.rules.constants import SHAPE_ONLY, Constants, name_of
@@ -101,7 +102,7 @@ class Lowering:
         """Lower every node; returns the lowered output structure."""
         for node in graph.nodes:
             if node.op == "output":
-                return torch.fx.node.map_arg(node.args[0], lambda n: self.env[n])
+                return map_arg(node.args[0], lambda n: self.env[n])
             if node.op != "placeholder" and node not in self.env:
                 self.node = node
                 if self.depth == 0:
@@ -135,8 +136,17 @@ class Lowering:
             result = self._decomposed(node)
         if result is NotImplemented:
             result = self._opaque(node, f"no rule for {node.target}")
+        result = self._fitted(result, node.meta["val"])
         if registry.is_inplace(node.target) and isinstance(node.args[0], Node):
             self._overwrite(node.args[0], result)
+        return result
+
+    def _fitted(self, result: Any, value: Any) -> Any:
+        """Broadcast a result to the node's shape where shrunken constants left it smaller."""
+        if isinstance(result, Tensor) and isinstance(value, torch.Tensor):
+            return self.b.expand(result, tuple(int(n) for n in value.shape))
+        if isinstance(result, (tuple, list)) and isinstance(value, (tuple, list)):
+            return [self._fitted(r, v) for r, v in zip(result, value, strict=False)]
         return result
 
     def _decomposed(self, node: Node) -> Any:
@@ -294,8 +304,8 @@ def prune(program: Program) -> Program:
 def _arguments(node: Node, env: dict[Node, Any]) -> tuple[list[Any], dict[str, Any]]:
     """The node's arguments in schema order with symbolic tensors; keyword-only ones stay keywords."""
     look = lambda x: env.get(x) if isinstance(x, Node) else x  # noqa: E731
-    args = [torch.fx.node.map_aggregate(a, look) for a in node.args]
-    kwargs = {k: torch.fx.node.map_aggregate(v, look) for k, v in node.kwargs.items()}
+    args = [map_aggregate(a, look) for a in node.args]
+    kwargs = {k: map_aggregate(v, look) for k, v in node.kwargs.items()}
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return args, kwargs

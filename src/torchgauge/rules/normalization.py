@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
 from torchgauge.rules import axes
 from torchgauge.rules.lower import Lowering
-from torchgauge.rules.registry import rule
+from torchgauge.rules.registry import operators, rule
 from torchgauge.spaces.constraints import Coordinate, Tensor
 
 aten = torch.ops.aten
@@ -82,7 +83,14 @@ def batch_norm(
 
 @rule(aten._native_batch_norm_legit_no_training)
 def native_batch_norm(
-    ctx: Lowering, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, _: float, eps: float
+    ctx: Lowering,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    _: float,
+    eps: float,
 ) -> tuple[Tensor | None, ...]:
     return _running(ctx, x, weight, bias, eps), None, None
 
@@ -106,8 +114,18 @@ def instance_norm(
     return _channel_affine(ctx, y, weight, bias)
 
 
+@rule(*operators("_weight_norm", "_weight_norm_interface"))
+def weight_norm(ctx: Lowering, v: Tensor, g: Tensor, dim: int = 0) -> Tensor | list[Tensor | None]:
+    """g v/‖v‖, the norm over every dimension but one (dim −1: over all)."""
+    rest = [d for d in range(v.ndim) if dim == -1 or d != dim % v.ndim]
+    y = ctx.b.normalize(v, rest, "rms", 0.0)
+    y = ctx.scale(y, prod(v.shape[d] for d in rest) ** -0.5)
+    y = ctx.b.mul(y, g)
+    return [y, None] if isinstance(ctx.node.meta["val"], (tuple, list)) else y
+
+
 def _running(ctx: Lowering, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """(x − μ)/sqrt(σ² + ε)·γ + β with running statistics: a gain γ, the buffer's scale, and the bias β − γμ/sqrt(σ² + ε)."""
+    """With running statistics: a gain γ, the buffer's scale 1/sqrt(σ² + ε), and the bias β − γμ/sqrt(σ² + ε)."""
     b, node = ctx.b, ctx.node
     mean, var = (_name(ctx, node.args[i]) for i in (3, 4))
     channels = x.shape[1]

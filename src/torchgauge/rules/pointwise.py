@@ -11,94 +11,13 @@ from math import log
 
 import torch
 
+from torchgauge.rules import axes
 from torchgauge.rules.lower import GENERIC, Lowering
 from torchgauge.rules.registry import operators, rule
+from torchgauge.rules.table import IDENTITY, PLAIN, PROFILES, SEVERAL
 from torchgauge.spaces.constraints import Profile, Tensor
 
 aten = torch.ops.aten
-
-HALF = (0.0, 0.5)
-
-PROFILES: dict[str, Profile] = {
-    # positively homogeneous: f(s x) = s^degree f(x) for s > 0
-    "relu": Profile("relu", degree=1),  # max(s x, 0) = s max(x, 0)
-    "abs": Profile("abs", degree=1, parity="even"),  # |s x| = s |x|, |−x| = |x|
-    "square": Profile("square", degree=2, parity="even"),  # (s x)² = s² x²
-    "sqrt": Profile("sqrt", degree=0.5),  # √(s x) = √s √x
-    "rsqrt": Profile("rsqrt", degree=-0.5),  # 1/√(s x) = s^(−1/2) / √x
-    "reciprocal": Profile("reciprocal", degree=-1, parity="odd"),  # 1/(s x) = s^(−1)/x; 1/(−x) = −1/x
-    "sign": Profile("sign", degree=0, parity="odd"),  # the scale does not matter; sgn(−x) = −sgn x
-    "sgn": Profile("sgn", degree=0, parity="odd"),  # as sign for real x
-    # odd about a point: f(c + x) − v = −(f(c − x) − v)
-    "tanh": Profile("tanh", parity="odd"),  # (e^x − e^−x)/(e^x + e^−x) changes sign with x
-    "sinh": Profile("sinh", parity="odd"),  # (e^x − e^−x)/2
-    "asinh": Profile("asinh", parity="odd"),  # inverse of an odd bijection
-    "atanh": Profile("atanh", parity="odd"),  # inverse of an odd bijection
-    "sin": Profile("sin", parity="odd"),  # odd power series
-    "tan": Profile("tan", parity="odd"),  # sin/cos: odd/even
-    "asin": Profile("asin", parity="odd"),  # inverse of an odd bijection
-    "atan": Profile("atan", parity="odd"),  # inverse of an odd bijection
-    "acos": Profile("acos", parity="odd", centre=(0.0, 1.5707963267948966)),  # π/2 − asin x
-    "erf": Profile("erf", parity="odd"),  # integral from 0 of an even function
-    "erfinv": Profile("erfinv", parity="odd"),  # inverse of an odd bijection
-    "erfc": Profile("erfc", parity="odd", centre=(0.0, 1.0)),  # 1 − erf x
-    "sigmoid": Profile("sigmoid", parity="odd", centre=HALF),  # 1/2 + tanh(x/2)/2
-    "hardsigmoid": Profile("hardsigmoid", parity="odd", centre=HALF),  # clamp(x/6 + 1/2, 0, 1)
-    "relu6": Profile("relu6", parity="odd", centre=(3.0, 3.0)),  # clamp(x, 0, 6), mirrored at 3
-    "tanhshrink": Profile("tanhshrink", parity="odd"),  # x − tanh x
-    "trunc": Profile("trunc", parity="odd"),  # sgn(x) ⌊|x|⌋
-    "frac": Profile("frac", parity="odd"),  # x − trunc x
-    "softsign": Profile("softsign", parity="odd"),  # x/(1 + |x|)
-    "special_bessel_j1": Profile("special_bessel_j1", parity="odd"),  # odd power series
-    "special_i1": Profile("special_i1", parity="odd"),  # odd power series
-    "special_i1e": Profile("special_i1e", parity="odd"),  # e^−|x| times odd
-    "special_modified_bessel_i1": Profile("special_modified_bessel_i1", parity="odd"),  # odd power series
-    "special_ndtri": Profile("special_ndtri", parity="odd", centre=(0.5, 0.0)),  # quantile of a symmetric law
-    "special_ndtr": Profile("special_ndtr", parity="odd", centre=HALF),  # 1/2 + erf(x/√2)/2
-    # even
-    "cos": Profile("cos", parity="even"),  # even power series
-    "cosh": Profile("cosh", parity="even"),  # (e^x + e^−x)/2
-    "sinc": Profile("sinc", parity="even"),  # sin(πx)/(πx): odd/odd
-    "i0": Profile("i0", parity="even"),  # even power series
-    "special_i0e": Profile("special_i0e", parity="even"),  # e^−|x| times even
-    "special_bessel_j0": Profile("special_bessel_j0", parity="even"),  # even power series
-    "special_modified_bessel_i0": Profile("special_modified_bessel_i0", parity="even"),  # even power series
-    "special_spherical_bessel_j0": Profile("special_spherical_bessel_j0", parity="even"),  # sin(x)/x
-    # exponential: f(x + c) = e^(rate c) f(x)
-    "exp": Profile("exp", exponential=True),
-    "exp2": Profile("exp2", exponential=True, rate=0.6931471805599453),  # e^(x ln 2)
-}
-"""Functions of one tensor, without further arguments, with a symmetry."""
-
-PLAIN = (
-    "acosh angle celu ceil digamma expm1 floor gelu hardswish lgamma log log10 log1p log2 log_sigmoid mish "
-    "elu selu silu special_airy_ai special_bessel_y0 special_bessel_y1 special_entr special_erfcx special_log_ndtr "
-    "special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0 "
-    "special_scaled_modified_bessel_k1 mvlgamma polygamma isfinite isinf isnan isneginf isposinf signbit logical_not"
-).split()
-"""Functions of one tensor that let permutations through and nothing else (or nothing that is used)."""
-
-IDENTITY = "positive conj_physical conj resolve_conj resolve_neg nan_to_num real".split()
-"""The identity on finite real numbers."""
-
-SEVERAL = (
-    "atan2 arctan2 fmod remainder copysign heaviside hypot igamma igammac logaddexp logaddexp2 ldexp xlogy nextafter "
-    "special_xlog1py special_zeta gcd lcm floor_divide float_power "
-    "special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
-    "special_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he "
-    "special_laguerre_polynomial_l special_legendre_polynomial_p special_shifted_chebyshev_polynomial_t "
-    "special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w "
-    "eq ne lt le gt ge less less_equal greater greater_equal not_equal logical_and logical_or logical_xor isclose "
-    "bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift "
-    "__and__ __or__ __xor__ __lshift__ __rshift__ __ilshift__ __irshift__ __iand__ __ior__ __ixor__"
-).split()
-"""Functions of one or several tensors or numbers of which only equivariance under permutations is used."""
-
-OPAQUE = (
-    "frexp gelu_backward logit_backward native_dropout_backward sigmoid_backward silu_backward tanh_backward "
-    "threshold_backward"
-).split()
-"""Elementwise operators left without a rule: two results, or backward passes."""
 
 
 def _unary(name: str, profile: Profile) -> None:
@@ -132,7 +51,7 @@ def identity(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
 @rule(aten.add)
 def add(ctx: Lowering, x: Tensor, y: Tensor | float, alpha: float = 1, **kwargs: float) -> Tensor:
     alpha = kwargs.get("alpha", alpha)
-    return ctx.b.add(ctx.tensor(x), ctx.tensor(y), float(alpha)) if _float(ctx) else ctx.generic(x, y)
+    return ctx.b.add(ctx.tensor(x), ctx.tensor(y), float(alpha))
 
 
 @rule(aten.sub, aten.subtract)
@@ -196,12 +115,12 @@ def lerp(ctx: Lowering, x: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
     return ctx.b.add(ctx.tensor(x), ctx.b.mul(ctx.tensor(weight), step))
 
 
-@rule(aten.maximum, aten.max.other, aten.fmax)
+@rule(aten.maximum, aten.max.other, aten.max.out, aten.fmax)
 def maximum(ctx: Lowering, x: Tensor, y: Tensor) -> Tensor:
     return extremum(ctx, ctx.tensor(x), ctx.tensor(y), 1.0)
 
 
-@rule(aten.minimum, aten.min.other, aten.fmin)
+@rule(aten.minimum, aten.min.other, aten.min.out, aten.fmin)
 def minimum(ctx: Lowering, x: Tensor, y: Tensor) -> Tensor:
     return extremum(ctx, ctx.tensor(x), ctx.tensor(y), -1.0)
 
@@ -210,22 +129,22 @@ def extremum(ctx: Lowering, x: Tensor, y: Tensor, sign: float) -> Tensor:
     """max(x, y) = (x + y + |x − y|)/2, min with the other sign; max with the number zero is the positive part."""
     if y.fill == 0.0:
         return ctx.b.pointwise(x, PROFILES["relu"] if sign > 0 else Profile("negative_part", degree=1))
-    if y.fill is not None or y.role == "const" and y.shape == (1,) * y.ndim:
+    if y.fill is not None or (y.role == "const" and y.shape == (1,) * y.ndim):
         return ctx.b.pointwise(x, Profile("clamp"))
     distance = ctx.b.pointwise(ctx.b.add(x, y, -1.0), PROFILES["abs"])
     return ctx.scale(ctx.b.add(ctx.b.add(x, y), distance, sign), 0.5)
 
 
 # -- functions whose profile depends on their arguments ---------------------------------------------------------
-@rule(aten.pow.Tensor_Scalar)
+@rule(aten.pow.Tensor_Scalar, aten.pow_.Scalar)
 def power(ctx: Lowering, x: Tensor, exponent: float) -> Tensor:
     return x if exponent == 1 else ctx.b.pointwise(x, power_profile(float(exponent)))
 
 
-@rule(aten.pow.Tensor_Tensor)
+@rule(aten.pow.Tensor_Tensor, aten.pow_.Tensor)
 def power_tensor(ctx: Lowering, x: Tensor, exponent: Tensor) -> Tensor:
     if exponent.fill is not None and exponent.role == "const":
-        return ctx.b.expand(power(ctx, x, exponent.fill), ctx.shape)
+        return power(ctx, x, exponent.fill)
     return ctx.generic(x, exponent)
 
 
@@ -251,7 +170,9 @@ def leaky_relu(ctx: Lowering, x: Tensor, slope: float = 0.01) -> Tensor:
 
 
 @rule(aten.rrelu)
-def rrelu(ctx: Lowering, x: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, *_: object) -> Tensor:
+def rrelu(
+    ctx: Lowering, x: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, *_: object
+) -> Tensor:
     return leaky_relu(ctx, x) if not training else ctx.opaque("random slopes (rrelu in training mode)")
 
 
@@ -262,8 +183,10 @@ def prelu(ctx: Lowering, x: Tensor, weight: Tensor) -> Tensor:
     if weight.shape != (1,) * weight.ndim and x.ndim > 1:
         weight = b.reshape(weight, (-1,) if x.ndim < 2 else (x.shape[1],) + (1,) * (x.ndim - 2))
     if weight.role == "const":
-        return b.pointwise(x, Profile("leaky_relu", degree=1)) if weight.fill is not None else b.add(
-            positive(ctx, x), b.mul(negative(ctx, x), weight)
+        return (
+            b.pointwise(x, Profile("leaky_relu", degree=1))
+            if weight.fill is not None
+            else b.add(positive(ctx, x), b.mul(negative(ctx, x), weight))
         )
     return b.add(positive(ctx, x), b.mul(negative(ctx, x), weight))
 
@@ -316,7 +239,7 @@ def clamp_max_tensor(ctx: Lowering, x: Tensor, high: Tensor) -> Tensor:
 
 
 def clamp_profile(low: float | None, high: float | None) -> Profile:
-    """One limit at zero: homogeneous. Two finite limits: odd about their middle m, as clamp commutes with x ↦ 2m − x."""
+    """One limit at zero: homogeneous. Two finite limits: odd about their middle m (x ↦ 2m − x)."""
     if low is not None and high is not None:
         if low < high:
             middle = (low + high) / 2
@@ -325,7 +248,7 @@ def clamp_profile(low: float | None, high: float | None) -> Profile:
     return Profile("clamp", degree=1) if 0.0 in (low, high) else Profile("clamp")
 
 
-@rule(*operators("softplus", "softplus_backward")[:1])
+@rule(aten.softplus)
 def softplus(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
     return ctx.b.pointwise(x, Profile("softplus"))  # log(1 + e^x): no symmetry of its own
 
@@ -347,13 +270,11 @@ def round_(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
 
 @rule(aten.logit, aten.special_logit)
 def logit(ctx: Lowering, x: Tensor, eps: float | None = None) -> Tensor:
-    return ctx.b.pointwise(x, Profile("logit", parity="odd", centre=(0.5, 0.0)))  # inverse of the sigmoid; clamp is even
+    return ctx.b.pointwise(x, Profile("logit", parity="odd", centre=(0.5, 0.0)))  # inverse of the sigmoid
 
 
 @rule(aten.glu)
 def glu(ctx: Lowering, x: Tensor, dim: int = -1) -> Tensor:
-    from torchgauge.rules import axes
-
     half = x.shape[dim] // 2
     left, right = axes.narrow(ctx.b, x, dim, 0, half), axes.narrow(ctx.b, x, dim, half, 2 * half)
     return ctx.b.mul(left, ctx.b.pointwise(right, PROFILES["sigmoid"]))
@@ -382,12 +303,8 @@ def choose(ctx: Lowering, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     mask = ctx.shrink(mask)
     for kept, other in ((x, y), (y, x)):
         if other.fill is not None and other.role == "const" and kept.role != "const":
-            if other.fill == float("-inf") or other.fill <= -1e4 and ctx.recogniser.feeds_softmax(ctx.node):
+            if other.fill == float("-inf") or (other.fill <= -1e4 and ctx.recogniser.feeds_softmax(ctx.node)):
                 return b.add(kept, b.const(mask.shape, "mask"))
             masked = b.mul(kept, b.const(mask.shape, "mask"))
             return masked if other.fill == 0 else b.add(masked, b.const(mask.shape, "mask"))
     return b.add(b.mul(x, b.const(mask.shape, "mask")), b.mul(y, b.const(mask.shape, "mask")))
-
-
-def _float(ctx: Lowering) -> bool:
-    return ctx.floating

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 _CASTS = ("to", "_to_copy", "clone", "detach", "alias", "contiguous", "type_as", "lift_fresh", "lift_fresh_copy")
 _BROADCASTS = ("expand", "expand_as", "broadcast_to")
-_VIEWS = ("view", "reshape", "unsqueeze", "squeeze", "expand", "permute", "transpose", "flatten", "unflatten", "_unsafe_view")
+_VIEWS = (
+    "view",
+    "reshape",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "permute",
+    "transpose",
+    "flatten",
+    "unflatten",
+    "_unsafe_view",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Recogniser:
             if not isinstance(top, Node) or top not in ctx.env:
                 continue
             spread = self._inverse(bottom) if name_of(node) == "mul" else self._root(bottom)
-            if spread is None or not _same(strip(top), spread.y) and not self._is_centred(top, spread):
+            if spread is None or (not _same(strip(top), spread.y) and not self._is_centred(top, spread)):
                 continue
             return self._normalize(ctx, top, spread)
         return None
@@ -109,7 +120,7 @@ class Recogniser:
         """A node that is one over a spread."""
         node = strip(node, _CASTS + _BROADCASTS)
         name = name_of(node)
-        if name == "rsqrt" or name == "pow" and _number(node, 1) == -0.5:
+        if name == "rsqrt" or (name == "pow" and _number(node, 1) == -0.5):
             return self._variance(node.args[0])
         if name == "reciprocal":
             return self._root(node.args[0])
@@ -123,7 +134,7 @@ class Recogniser:
             return None
         node = strip(node, _CASTS + _BROADCASTS)
         name = name_of(node)
-        if name == "sqrt" or name == "pow" and _number(node, 1) == 0.5:
+        if name == "sqrt" or (name == "pow" and _number(node, 1) == 0.5):
             return self._variance(node.args[0])
         if name in ("clamp_min", "clamp", "add", "maximum") and len(node.args) > 1:
             # a floor under a norm, or a number added to it: the frames see the norm alone
@@ -174,7 +185,11 @@ class Recogniser:
         if y is None or dims is None:
             return None
         n = prod(_shape(x)[d] for d in dims)
-        return Spread(strip(y), dims, eps, 1.0, False) if name == "mean" else Spread(strip(y), dims, eps / n, sqrt(n), False)
+        return (
+            Spread(strip(y), dims, eps, 1.0, False)
+            if name == "mean"
+            else Spread(strip(y), dims, eps / n, sqrt(n), False)
+        )
 
     def _scalar(self, x: Any) -> float | None:
         """A number, or the (possibly unknown, then generic) number of a constant with one entry."""
@@ -260,9 +275,11 @@ def _squared(node: Node) -> Node | None:
     """y of y², however it is written."""
     node = strip(node)
     name = name_of(node)
-    if name == "square" or name == "pow" and _number(node, 1) == 2:
-        y = node.args[0]
-    elif name == "mul" and isinstance(node.args[1], Node) and _same(strip(node.args[0]), strip(node.args[1])):
+    if (
+        name == "square"
+        or (name == "pow" and _number(node, 1) == 2)
+        or (name == "mul" and isinstance(node.args[1], Node) and _same(strip(node.args[0]), strip(node.args[1])))
+    ):
         y = node.args[0]
     else:
         return None
@@ -296,7 +313,7 @@ def _same(a: Any, b: Any, depth: int = 3) -> bool:
     if a is b:
         return True
     if not isinstance(a, Node) or not isinstance(b, Node):
-        return type(a) is type(b) and not isinstance(a, (list, tuple)) and a == b or _same_list(a, b, depth)
+        return (type(a) is type(b) and not isinstance(a, (list, tuple)) and a == b) or _same_list(a, b, depth)
     if depth == 0 or a.target is not b.target or a.op != "call_function" or a.kwargs != b.kwargs:
         return False
     return len(a.args) == len(b.args) and all(_same(x, y, depth - 1) for x, y in zip(a.args, b.args, strict=True))

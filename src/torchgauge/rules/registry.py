@@ -41,13 +41,11 @@ def find(operator: object) -> Rule | None:
     """The rule of an operator; in-place and out variants follow their base operator."""
     if not isinstance(operator, OpOverload):
         return None
-    packet = operator.overloadpacket._qualified_op_name
-    names = [packet] if not is_inplace(operator) else [packet, packet[:-1]]
-    for name in names:
-        found = _RULES.get(f"{name}.{operator._overloadname}") or _RULES.get(name)
-        if found is not None:
-            return found
-    return None
+    packet, overload = operator.overloadpacket._qualified_op_name, operator._overloadname
+    packets = [packet, packet[:-1]] if is_inplace(operator) else [packet]
+    bases = [overload, overload.removesuffix("_out"), *(["default"] if overload == "out" else [])]
+    keys = [key for name in packets for key in (*(f"{name}.{base}" for base in bases), name)]
+    return next((_RULES[key] for key in keys if key in _RULES), None)
 
 
 def covered() -> frozenset[str]:

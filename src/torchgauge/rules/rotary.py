@@ -1,9 +1,9 @@
 """Rotary embeddings, recognised by their numbers and not by their spelling.
 
-A candidate is a region of linear operators between one tensor x [..., d] and a result of the same shape, all else being
-constants. The region is run on random x in float64: if each plane of x, read as one complex number, comes out multiplied
-by a number that does not depend on x, the region is a rotary embedding in that layout. Buffers on the meta device and
-positions given as inputs are replaced by generic numbers, so an accident of the numbers has probability zero.
+A candidate is a region of linear operators between one tensor x [..., d] and a result of its shape, all else being
+constants. The region is run on random x in float64: if each plane of x, read as one complex number, comes out
+multiplied by a number that does not depend on x, the region is a rotary embedding in that layout. Buffers on the meta
+device and positions given as inputs are replaced by generic numbers, so an accident of numbers has probability zero.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_aggregate
 
 from torchgauge.rules.constants import Constants, name_of, run_node
 
@@ -22,14 +23,21 @@ Layout = Literal["half", "interleaved"]
 MAX_NODES = 48
 TOLERANCE = 1e-6
 
-_LINEAR = frozenset(
-    "add sub mul neg rsub cat concat stack slice select narrow split chunk unbind split_with_sizes getitem view reshape "
-    "_unsafe_view unsqueeze squeeze flatten unflatten transpose permute movedim to _to_copy clone contiguous alias "
-    "detach type_as view_as_complex view_as_real expand roll flip".split()
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_LINEAR = _names(
+    """
+    add sub mul neg rsub cat concat stack slice select narrow split chunk unbind split_with_sizes getitem view
+    reshape _unsafe_view unsqueeze squeeze flatten unflatten transpose permute movedim to _to_copy clone
+    contiguous alias detach type_as view_as_complex view_as_real expand roll flip
+    """
 )
-_ENDS = frozenset("add cat concat flatten view reshape _unsafe_view".split())
-_JOINS = frozenset("stack cat concat view_as_real".split())
-_CASTS = frozenset("to _to_copy clone contiguous alias type_as".split())
+_ENDS = _names("add cat concat flatten view reshape _unsafe_view")
+_JOINS = _names("stack cat concat view_as_real")
+_CASTS = _names("to _to_copy clone contiguous alias type_as")
 
 
 @dataclass(eq=False)
@@ -89,7 +97,7 @@ class Rotary:
             if name_of(current) not in _LINEAR or (current in self._fused) or current not in order:
                 return
             live = [n for n in current.all_input_nodes if not _constant(env, n)]
-            if name_of(current) == "mul" and len(live) != 1 or not live:
+            if (name_of(current) == "mul" and len(live) != 1) or not live:
                 return
             region.append(current)
             for n in live:
@@ -153,8 +161,8 @@ class Rotary:
 
 def _mapped(node: Node, change: Any) -> tuple[Any, Any]:
     """The arguments of a node, changed one by one."""
-    args = torch.fx.node.map_aggregate(node.args, change)
-    return args, torch.fx.node.map_aggregate(node.kwargs, change)
+    args = map_aggregate(node.args, change)
+    return args, map_aggregate(node.kwargs, change)
 
 
 def _planes(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -165,7 +173,7 @@ def _planes(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def _turns(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Factors that do not depend on x, that turn somewhere, and that depend on one position at most beside the batch."""
+    """Factors that do not depend on x, that turn somewhere, and vary over one dimension at most beside the batch."""
     scale = a.abs().max()
     if not torch.isfinite(scale) or scale == 0 or (a - b).abs().max() > TOLERANCE * scale:
         return False

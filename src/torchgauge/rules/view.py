@@ -1,4 +1,4 @@
-"""Views and copies: an algebra of axes (split, merge, broadcast, concatenate), and everything that changes no number."""
+"""Views and copies: an algebra of axes (split, merge, broadcast, concatenate), and what changes no number."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torchgauge.rules.registry import operators, rule
 from torchgauge.spaces.constraints import Profile, Tensor
 
 aten = torch.ops.aten
+
 
 @rule(*operators("clone", "detach", "alias", "contiguous", "lift", "lift_fresh", "lift_fresh_copy"))
 def same(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
@@ -120,7 +121,17 @@ def slice_(
     first, last, step = slice(start, end, step).indices(x.shape[dim])
     if step == 1:
         return axes.narrow(ctx.b, x, dim, first, max(first, last))
-    return along(ctx, x, dim)
+    return strided(ctx, x, dim % x.ndim, first, last, step)
+
+
+def strided(ctx: Lowering, x: Tensor, dim: int, start: int, stop: int, step: int) -> Tensor:
+    """Every step-th entry: one index of an inner factor of a feature axis, else a map along the dimension."""
+    size = x.shape[dim]
+    if size % step or x.ndim > 3 or dim != x.ndim - 1 or stop <= start:
+        return ctx.b.spatial(x, (dim,), ctx.shape, "linear", True)
+    y = axes.reshape(ctx.b, x, (*x.shape[:dim], size // step, step))
+    y = axes.select(ctx.b, y, dim + 1, start % step)
+    return axes.narrow(ctx.b, y, dim, start // step, start // step + ctx.shape[dim])
 
 
 @rule(aten.narrow)
@@ -136,7 +147,11 @@ def select(ctx: Lowering, x: Tensor, dim: int, index: int) -> Tensor:
     return axes.select(ctx.b, x, dim, index)
 
 
-@rule(*operators("split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "unsafe_split", "unsafe_chunk"))
+@rule(
+    *operators(
+        "split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "unsafe_split", "unsafe_chunk"
+    )
+)
 @rule(*operators("split_copy", "hsplit", "vsplit", "dsplit"))
 def split(ctx: Lowering, x: Tensor, _: Any, dim: int = 0) -> list[Tensor]:
     """Consecutive pieces, whatever the way of asking: their sizes are those of the results."""
@@ -214,9 +229,30 @@ def channel_shuffle(ctx: Lowering, x: Tensor, groups: int) -> Tensor:
     return axes.reshape(ctx.b, y, x.shape)
 
 
-def along(ctx: Lowering, x: Tensor, dim: int) -> Tensor:
-    """Some entries of `dim`, picked by constants: a linear map along it that keeps constants."""
-    return ctx.b.spatial(x, (dim,), ctx.shape, "linear", True)
+@rule(*operators("slice_scatter"))
+def slice_scatter(
+    ctx: Lowering, x: Tensor, y: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """x with a slice replaced by y: what is before, y, what is behind."""
+    first, last, step = slice(start, end, step).indices(x.shape[dim])
+    return _replaced(ctx, x, y, dim, first, max(first, last)) if step == 1 else NotImplemented
+
+
+@rule(*operators("select_scatter"))
+def select_scatter(ctx: Lowering, x: Tensor, y: Tensor, dim: int, index: int) -> Tensor:
+    index %= x.shape[dim]
+    return _replaced(ctx, x, axes.unsqueeze(ctx.b, y, dim % x.ndim), dim, index, index + 1)
+
+
+def _replaced(ctx: Lowering, x: Tensor, y: Tensor, dim: int, start: int, stop: int) -> Tensor:
+    pieces = [axes.narrow(ctx.b, x, dim, 0, start), y, axes.narrow(ctx.b, x, dim, stop, x.shape[dim])]
+    return axes.concat(ctx.b, [p for p in pieces if p.shape[dim]], dim)
+
+
+@rule(*operators("copy"))
+def copy(ctx: Lowering, x: Tensor, y: Tensor, *_: object) -> Tensor:
+    """The numbers of y in the shape of x."""
+    return ctx.b.expand(y, ctx.shape)
 
 
 def _ints(value: int | Sequence[int]) -> tuple[int, ...]:

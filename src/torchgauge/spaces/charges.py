@@ -25,15 +25,20 @@ class Var:
     axes: tuple[Axis, ...]
     magnitude: bool = True
     sign: bool = True
-    pieces: dict[Axis, Var] = field(default_factory=dict)
+    pieces: dict[frozenset[Axis], Var] = field(default_factory=dict)
+    base: Var | None = None
+    parts: frozenset[Axis] = frozenset()
     origin: str = ""
 
     def piece(self, whole: Axis, part: Axis) -> Var:
-        """The same charge on one summand of a concatenated axis."""
-        if part not in self.pieces:
+        """The same charge on one summand of a concatenated axis (the same object in whatever order pieces are taken)."""
+        base = self.base or self
+        parts = self.parts | {part}
+        if parts not in base.pieces:
             axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
-            self.pieces[part] = Var(f"{self.name}|{part.name}", axes, self.magnitude, self.sign, origin=self.origin)
-        return self.pieces[part]
+            name = f"{self.name}|{part.name}"
+            base.pieces[parts] = Var(name, axes, self.magnitude, self.sign, base=base, parts=parts, origin=self.origin)
+        return base.pieces[parts]
 
     def support(self) -> frozenset[Axis]:
         """Root axes that the charge depends on."""

@@ -13,7 +13,7 @@ from functools import singledispatchmethod
 from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.axes import DUAL, SAME, Axis, Kind, Label, attached, product_axis, sum_axis
+from torchgauge.spaces.axes import SAME, Axis, Kind, Label, attached, product_axis, sum_axis
 from torchgauge.spaces.charges import NONE, Charge, Var
 from torchgauge.spaces.joins import Frames, common
 
@@ -84,6 +84,9 @@ class FramePass:
         value = self.value(tensor)
         total = self.total(value)
         own = {g for a in value.axes for g in a.ground()}
+        grounds = [g for a in value.axes for g in a.ground() if not g.pinned]
+        twice = {g for g in grounds if grounds.count(g) > 1}
+        self.frames.system.constant(value.charge, twice, f"an axis stands twice in {tensor.name}")
         outside = {g for v in total.variables() for a in v.axes for g in a.ground() if g not in own}
         self.frames.system.constant(total, outside, f"{tensor.name} has no such axis")
         for axis in value.axes:
@@ -216,8 +219,14 @@ class FramePass:
         if part is None:
             self._freeze(x)
             part = () if sizes[1] == 1 else (Axis(sizes[1], k.out.name, Kind.INDEX, pinned=True),)
-        rest = tuple(part if i == k.dim else d for i, d in enumerate(x.dims))
-        return Value(rest, x.charge)
+        charge = x.charge
+        if sizes[1] == 1:
+            for axis in part:
+                if not self._all_fresh(x):
+                    self.frames.narrow(axis, Kind.INDEX)
+                    charge = charge + self.frames.total(axis)
+            part = ()
+        return Value(tuple(part if i == k.dim else d for i, d in enumerate(x.dims)), charge)
 
     def _cut(self, dim: Dim, sizes: list[int], which: int) -> Dim | None:
         leaves = [leaf for a in dim for leaf in a.leaves()]
@@ -377,11 +386,8 @@ class FramePass:
     def _contract_pair(self, p: Axis, q: Axis, charge: Charge, fresh: bool) -> tuple[Charge, bool]:
         """Sum over one axis of x (p) and y (q): matrices must be dual, up to a charge of the result."""
         if fresh:
-            settled = self.frames.equate(q, p, DUAL)
-            if settled:
-                return charge, False
-            # a fresh parameter follows: its charge may undo what varies along the axis
-            return charge + self.frames.total(p) + self.frames.total(q), True
+            self.frames.follow(q, p)
+            return charge, False
         depends = common(p.root.depends, q.root.depends)
         alpha = Charge.of(Var(f"score of {p.name}", tuple(sorted(depends, key=lambda a: a.serial))))
         if self.frames.equate(q, p, Label(flip=True, charge=alpha)):

@@ -42,7 +42,9 @@ class Frames:
         var = Var(f"charge of {axis.name}", (axis,))
         for part, child in zip(root.summands, axis.children(), strict=True):
             total = self.total(child)
-            piece = var.pieces[part] = Var(f"{var.name}|{part.name}", (part, *_axes_of(total)))
+            parts = frozenset([part])
+            piece = Var(f"{var.name}|{part.name}", (part, *_axes_of(total)), base=var, parts=parts)
+            var.pieces[parts] = piece
             self.system.zero(Charge.of(piece) - total, self.reason)
         var.axes = (axis, *(x for p in var.pieces.values() for x in p.axes[1:]))
         return var
@@ -219,7 +221,43 @@ class Frames:
 
     def _equate_parts(self, a: Axis, b: Axis, label: Label) -> bool:
         parts = [(a, b)] if a.root.factors or b.root.factors else self.match_sums(a, b)
-        return all([self.equate(x, y, label) for p, q in parts for x, y in self.match([p], [q])])
+        pairs = [pair for p, q in parts for pair in self.match([p], [q])]
+        # factors of size one are not paired: the caller equates their charges
+        small = any(p.size == 1 for p, _ in parts)
+        return all([self.equate(x, y, label) for x, y in pairs]) and bool(pairs) and not small
+
+    def follow(self, own: Axis, given: Axis) -> None:
+        """An unused parameter's axis takes the dual of a given one, charges included."""
+        self.settle(given)
+        self.settle(own)
+        if given.root.summands or own.root.summands:
+            for x, y in self.match_sums(own, given):
+                for p, q in self._pairs(x, y):
+                    self.follow(p, q)
+            return
+        if own.root.factors or given.root.factors:
+            for p, q in self._pairs(own, given):
+                self.follow(p, q)
+            return
+        if own.root.kind.vector and given.root.kind.vector and own.size > 1:
+            self.equate(own, given, Label(flip=True))
+            return
+        self._to_index(given.root)
+        self._to_index(own.root)
+        wanted = -self.total(given)
+        if own.root is not given.root:
+            if given.size > 1:
+                self.join_index(given, own, keep=True)
+            else:
+                own.root.parent, own.root.label = given.root, Label()
+        root, _ = own.find()
+        if own is root:
+            self.system.zero(self.total(own) - wanted, self.reason)
+            return
+        own.parent, own.label = root, Label(False, wanted - root.charge)
+
+    def _pairs(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
+        return [(a, b)] if a.size == 1 and a.leaves() == [a] and b.leaves() == [b] else self.match([a], [b])
 
     def _adopt(self, child: Axis, root: Axis, label: Label) -> None:
         """Hang the class of `child` below `root`; both are roots of single unfolded axes."""
@@ -250,8 +288,11 @@ class Frames:
             total_a, total_b = self.total(a), self.total(b)
             self.system.zero(total_a - label.charge - (-total_b if label.flip else total_b), self.reason)
 
-    def join_index(self, a: Axis, b: Axis) -> None:
-        """The same permutation on both index axes; the charges of either stay what they are."""
+    def join_index(self, a: Axis, b: Axis, *, keep: bool = False) -> None:
+        """The same permutation on both index axes; the charges of either stay what they are.
+
+        `keep`: the class of a stays on top.
+        """
         ra, rb = a.root, b.root
         if ra is rb:
             return
@@ -262,7 +303,7 @@ class Frames:
         if ra.summands or rb.summands:
             self._join_sums(ra, rb)
             return
-        root, child = (ra, rb) if ra.serial < rb.serial else (rb, ra)
+        root, child = (ra, rb) if keep or ra.serial < rb.serial else (rb, ra)
         if root.kind.vector:
             self._to_index(root)
         if child.kind.vector:

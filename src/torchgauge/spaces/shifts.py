@@ -248,6 +248,11 @@ class ShiftPass:
             terms = {s: term for s, term in terms.items() if term.varies & ignored.dims or not ignored.dims}
         if not any(bad(term) for term in terms.values()):
             return
+        # undo reshapes: the sources must cancel before them already
+        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute)):
+            t = made.x
+        arrived = self.terms(t)
+        terms = {s: arrived[s] for s in terms if s in arrived}
         wide = frozenset().union(*(term.varies for term in terms.values()))
         able = [
             s for s, term in terms.items() if term.direct and term.varies >= wide and s not in self.solved
@@ -256,16 +261,10 @@ class ShiftPass:
             able.sort(key=lambda s: s.kind == "bias")
             pivot = able[-1]
             self.solved[pivot] = (t, frozenset(s for s in terms if s is not pivot))
-            self._mark(t)
+            self.zero.add(t)
             return
         for s in terms:
             self._kill(s, set())
-
-    def _mark(self, t: c.Tensor) -> None:
-        self.zero.add(t)
-        k = self.makers.get(t)
-        if isinstance(k, (c.Reshape, c.Permute)):
-            self._mark(k.x)
 
     def _kill(self, s: Source, seen: set[Source]) -> None:
         if s in seen:
