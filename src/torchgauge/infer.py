@@ -11,6 +11,7 @@ from torchgauge.action.shift_action import ShiftStage
 from torchgauge.gauge import GaugeGroup
 from torchgauge.spaces.constraints import Program
 from torchgauge.spaces.directions import PatternPass, RelationPass
+from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.frames import FramePass
 from torchgauge.spaces.shifts import ShiftPass
 
@@ -43,6 +44,7 @@ def infer(
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
     """Run all passes over a lowered program."""
+    program = distribute(program)
     frame_pass = FramePass(program).run()
     solution = frame_pass.frames.system.solve(soft=True)
     frames = FrameStage(program, frame_pass, solution)

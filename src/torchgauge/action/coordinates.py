@@ -32,6 +32,9 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
     out: dict[str, Tensor] = {}
     for key, coordinate in program.coordinates.items():
         value = get(coordinate.name)
+        if coordinate.view is not None:
+            shape, dim, start, stop = coordinate.view
+            value = value.reshape(shape).narrow(dim, start, stop - start)
         if tuple(value.shape) != program.params[key].shape:
             raise InputError(
                 f"{coordinate.name} has shape {tuple(value.shape)}, the group was inferred for "
@@ -65,11 +68,18 @@ def decode(
     for name in program.buffers:
         for other in statistics(program, name):
             new[other] = coordinates[f"raw:{other}"]
+    parts: dict[str, list[str]] = {}
     for key, coordinate in program.coordinates.items():
         value = coordinates[key]
+        if coordinate.view is not None:
+            parts.setdefault(coordinate.name, []).append(key)
+            continue
         if coordinate.kind == "offset":
             value = value - coordinate.offset
         new[coordinate.name] = value
+    canonical = _canonical(ties, params)
+    for name, keys in parts.items():
+        new[name] = _joined(program, canonical[name].double(), keys, coordinates)
     for key, coordinate in program.coordinates.items():
         if coordinate.kind == "batch_norm_bias":
             weight, mean, var = coordinate.refs
@@ -85,6 +95,20 @@ def decode(
         else:
             out[name] = old.clone() if cast else old.double() if old.is_floating_point() else old
     return out
+
+
+def _joined(program: Program, old: Tensor, keys: list[str], coordinates: Mapping[str, Tensor]) -> Tensor:
+    """A parameter from its moved slices; what no slice covers stays."""
+    views = sorted(((program.coordinates[k].view, k) for k in keys), key=lambda item: item[0][2])  # type: ignore[index]
+    pieces, end = [], 0
+    shape, dim = old.shape, 0
+    for view, key in views:
+        assert view is not None
+        shape, dim, start, stop = view
+        pieces += [old.reshape(shape).narrow(dim, end, start - end), coordinates[key]]
+        end = stop
+    pieces.append(old.reshape(shape).narrow(dim, end, shape[dim] - end))
+    return torch.cat(pieces, dim).reshape(old.shape)
 
 
 def _canonical(ties: Mapping[str, str], params: Params) -> dict[str, Tensor]:

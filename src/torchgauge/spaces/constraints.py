@@ -252,6 +252,8 @@ class Coordinate:
     offset: float = 0.0
     refs: tuple[str, ...] = ()
     eps: float = 0.0
+    view: tuple[tuple[int, ...], int, int, int] | None = None
+    """(shape, dim, start, stop): a slice of the reshaped parameter."""
 
 
 @dataclass

@@ -104,6 +104,9 @@ class FramePass:
         own = frozenset(axes) | frozenset(v for a in axes if a.view_of is not None for v in (a.view_of.root,))
         for ground in axes:
             self.frames.limit_depends(ground, own)
+        if not self._all_fresh(value):
+            vectors = [g for g in axes if g.kind.vector and not g.summands]
+            self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")
         moving = [g for g in axes if not g.pinned]
         if len(moving) != len(set(moving)):
             for g in {g for g in moving if moving.count(g) > 1}:
@@ -397,8 +400,9 @@ class FramePass:
     def _free_legs(self, axes: list[Axis], index: frozenset[Axis]) -> None:
         for axis in axes:
             for g in axis.ground():
-                g.fresh = False
-                g.depends = index
+                whole = g.view_of.root if g.view_of is not None else g
+                g.fresh = whole.fresh = False
+                whole.depends = whole.depends | index
 
     def _unfresh(self, y: Value) -> None:
         for axis in y.axes:

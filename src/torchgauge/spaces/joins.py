@@ -365,12 +365,12 @@ class Frames:
                     return root.views
                 self.settle(root.views[0])
                 return None
-            root.views = tuple(Axis(n, m, view_of=root) for n, m in zip(sizes, names, strict=True))
+            root.views = tuple(Axis(n, m, view_of=root, fresh=root.fresh) for n, m in zip(sizes, names, strict=True))
             return root.views
         if label.dress or root.gains or root.kind in (Kind.O, Kind.O1) or root.kind.complex:
             self._to_index(root)
         if root.kind.vector:
-            root.views = tuple(Axis(n, m, view_of=root) for n, m in zip(sizes, names, strict=True))
+            root.views = tuple(Axis(n, m, view_of=root, fresh=root.fresh) for n, m in zip(sizes, names, strict=True))
             self.settle(root.views[0], frozenset(root.views[-1:]))
         else:
             parts: list[Axis] = []
@@ -384,7 +384,7 @@ class Frames:
 
     def cut(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
         """Summands of an axis in a slice, of the given sizes; None when it cannot be divided that way."""
-        self.settle(axis)
+        self.settle(axis, frozenset([axis]) if axis.view_of is not None else None)
         root, label = axis.find()
         if root.factors:
             return None
