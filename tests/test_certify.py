@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import torchgauge as tg
 from torchgauge.certify.draws import Draws
-from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, span
+from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, kernel_basis, span
 from torchgauge.certify.twin import small, twin_of
 from torchgauge.errors import InputError
 
@@ -251,9 +250,14 @@ def test_kernel_with_badly_scaled_columns() -> None:
     a = torch.randn(60, 12, dtype=torch.float64)
     a[:, 3] = a[:, 1] + 2 * a[:, 2]
     scales = 10.0 ** torch.linspace(-4, 4, 12, dtype=torch.float64)
-    found = kernel(a * scales, column_scales((a * scales).norm(dim=0).clamp_min(1e-3)), basis=True)
+    matrix = a * scales
+    matrix = matrix * column_scales(matrix.norm(dim=0).clamp_min(1e-3))
+    found = kernel(matrix)
     assert found.dimension == 1
     assert found.gap > 5
+    basis = kernel_basis(matrix, found)
+    assert basis.shape == (12, 1)
+    assert float((matrix @ basis).norm()) < 1e-12
 
 
 def test_column_of_rounding_is_not_blown_up() -> None:
@@ -263,9 +267,10 @@ def test_column_of_rounding_is_not_blown_up() -> None:
 
 def test_cut_leaves_soft_directions_alone() -> None:
     hard = torch.tensor([1.0, 0.3, 3e-6, 1e-16, 3e-17])
-    assert cut(hard)[0] == 2
-    assert cut(torch.tensor([1.0, 0.5, 0.1])) == (0, pytest.approx(15.0, abs=0.1))
-    assert cut(torch.zeros(3)) == (3, math.inf)
+    assert cut(hard).dimension == 2
+    full = cut(torch.tensor([1.0, 0.5, 0.1]))
+    assert (full.dimension, full.gap) == (0, pytest.approx(15.0, abs=0.1))
+    assert cut(torch.zeros(3)).dimension == 3
 
 
 def test_span_of_overlapping_vectors() -> None:

@@ -1,4 +1,4 @@
-"""Rules: every operator is classified, every claim about a function holds, and views and patterns are lowered exactly."""
+"""Rules: every operator is classified, every claim holds, and views and patterns are lowered exactly."""
 
 from __future__ import annotations
 

@@ -112,7 +112,8 @@ def _without_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    over = [i for i in range(v.ndim) if dim == -1 or i != dim]
+    return v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=dim != -1))
 
 
 def _written_out(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

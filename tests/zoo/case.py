@@ -106,7 +106,7 @@ def generic_state(model: nn.Module, seed: int) -> State:
     """
     g = torch.Generator().manual_seed(seed)
     embeddings = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    wide = 6.0 if any(isinstance(m, nn.ReLU6) for m in model.modules()) else 1.0
+    wide = 12.0 if any(isinstance(m, nn.ReLU6) for m in model.modules()) else 1.0
     state: State = {}
     by_pointer: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}

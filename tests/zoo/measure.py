@@ -52,9 +52,9 @@ def measure_group(case: Case, expected: str, factors: bool) -> None:
     bad = "  <-- UNSOUND" if worst > 1e-12 else ""
     print(f"{case.name:28s} orbit={dimension} defect={worst:.1e} {expected} [{took:.1f}s]{mark}{bad}", flush=True)
     if factors or mark or bad:
-        for f in group.factors:
+        for f in getattr(group, "factors", ()):
             print(f"    {f.kind:28s} size {f.size} dim {f.dimension} exact {f.exact} {f.name} {list(f.parameters)[:4]}")
-        for r in group.rigid:
+        for r in getattr(group, "rigid", ()):
             print("    rigid:", r)
 
 

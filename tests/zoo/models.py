@@ -114,10 +114,10 @@ CASES: tuple[Case, ...] = (
     Case("mistral", hf("MistralConfig", "MistralForCausalLM", **LLAMA), WORDS, 78, batches=8),
     Case("qwen2", hf("Qwen2Config", "Qwen2ForCausalLM", **LLAMA), WORDS, 78, batches=8),
     Case("qwen3", hf("Qwen3Config", "Qwen3ForCausalLM", **LLAMA), WORDS, 76, batches=8),
-    Case("gemma2", hf("Gemma2Config", "Gemma2ForCausalLM", **LLAMA | {"tie_word_embeddings": True}), WORDS, 0, batches=8),
+    Case("gemma2", hf("Gemma2Config", "Gemma2ForCausalLM", **LLAMA | {"tie_word_embeddings": True}), WORDS, 42, batches=8),
     Case("gpt2", hf("GPT2Config", "GPT2LMHeadModel", **GPT2), WORDS, 165, row="theory 2", batches=8),
     Case("gpt2_8_positions", hf("GPT2Config", "GPT2LMHeadModel", **GPT2 | {"n_positions": 8}), ids(8, 8), 166, batches=8),
-    Case("gpt_neox", hf("GPTNeoXConfig", "GPTNeoXForCausalLM", **NEOX), WORDS, 0, batches=10),
+    Case("gpt_neox", hf("GPTNeoXConfig", "GPTNeoXForCausalLM", **NEOX), WORDS, 242, batches=10),
     Case(
         "opt",
         hf(
@@ -133,7 +133,7 @@ CASES: tuple[Case, ...] = (
             use_cache=False,
         ),
         WORDS,
-        0,
+        171,
         batches=8,
     ),
     Case(
@@ -144,8 +144,8 @@ CASES: tuple[Case, ...] = (
         row="design 5",
         batches=10,
     ),
-    Case("bert", hf("BertConfig", "BertForMaskedLM", **BERT), WORDS, 0, batches=10),
-    Case("bert_encoder", hf("BertConfig", "BertModel", **BERT), WORDS, 0, batches=16),
+    Case("bert", hf("BertConfig", "BertForMaskedLM", **BERT), WORDS, 332, batches=10),
+    Case("bert_encoder", hf("BertConfig", "BertModel", **BERT), WORDS, 378, batches=16),
     Case(
         "vit",
         hf(
@@ -162,7 +162,7 @@ CASES: tuple[Case, ...] = (
             num_labels=10,
         ),
         lambda g: (torch.randn(48, 2, 4, 4, generator=g, dtype=torch.float64),),
-        0,
+        392,
         batches=10,
     ),
     Case(
@@ -178,8 +178,9 @@ CASES: tuple[Case, ...] = (
             num_labels=5,
         ),
         lambda g: (1.5 * torch.randn(16, 2, 16, 16, generator=g, dtype=torch.float64),),
-        0,
+        56,
         batches=30,
+        seed=2,
     ),
     Case(
         "hf_convnext",
@@ -195,7 +196,7 @@ CASES: tuple[Case, ...] = (
             num_labels=10,
         ),
         lambda g: (torch.randn(24, 2, 16, 16, generator=g, dtype=torch.float64),),
-        0,
+        177,
         batches=10,
     ),
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchgauge.certify.rank import RowSpace, column_scales, kernel, span
+from torchgauge.certify.rank import Kernel, RowSpace, column_scales, kernel, kernel_basis, span
 from torchgauge.certify.subject import Evaluate, State, Subject
 
 # rows taken from one input: few, because many inputs are worth more than many outputs of one
@@ -80,7 +80,7 @@ class _Found:
     """One measurement: masks over the P parameter entries, counts and bases in scaled live coordinates."""
 
     nullity: int
-    gap: float
+    kernel: Kernel
     zero: Tensor
     dead: Tensor
     scales: Tensor
@@ -120,7 +120,7 @@ def measure(
     notes: list[str] = []
     probe.draw(samples, 2 * count + 16)
     found = _compare(probe, flat, soft)
-    growing = False
+    growing, excess = False, None
     for attempt in range(rounds):
         if found.hidden <= 0:
             break
@@ -129,7 +129,7 @@ def measure(
         if not growing or samples is not None or time.monotonic() - start > seconds:
             break
         probe.draw(None, count if attempt else 2 * count)
-        found = _compare(probe, flat, soft)
+        found, excess = _compare(probe, flat, soft), None
     else:
         growing = growing and found.hidden > 0
     if found.hidden <= 0:
@@ -146,13 +146,15 @@ def measure(
     if found.soft:
         notes.append(f"{found.soft} ε-directions are below rounding here and were taken off the nullity")
     tangent_defect = _tangent_defect(probe, found, flat)
-    hidden_in = _shares(subject, _excess(probe, found, flat), found) if found.hidden > 0 else ()
+    hidden_in: tuple[tuple[str, float], ...] = ()
+    if found.hidden > 0:
+        hidden_in = _shares(subject, _excess(probe, found, flat) if excess is None else excess, found)
     exact_rank = found.exact.shape[1]
     both = span(torch.cat([flat, soft], dim=1)[~found.dead]).shape[1] if soft.shape[1] else exact_rank
     return Completeness(
         orbit_dimension=exact_rank,
         nullity=found.nullity,
-        gap=found.gap,
+        gap=found.kernel.gap,
         dead=int(found.dead.sum()),
         zero_columns=uncovered,
         approximate_dimension=both - exact_rank,
@@ -181,7 +183,7 @@ def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
     dead = _dead(probe, zero)
     live = ~zero
     scales = column_scales(norms[live])
-    small = kernel(triangle[:, live], scales)
+    small = kernel(triangle[:, live] * scales)
     exact = span(flat[~dead])
     nullity = small.dimension + int((zero & ~dead).sum())
     explained = 0
@@ -194,7 +196,7 @@ def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
         explained = span(torch.cat([exact, null], dim=1)).shape[1] - exact.shape[1]
         explained = min(explained, nullity - exact.shape[1])
     nullity -= explained
-    return _Found(nullity, small.gap, zero, dead, scales, exact, nullity - exact.shape[1], explained)
+    return _Found(nullity, small, zero, dead, scales, exact, nullity - exact.shape[1], explained)
 
 
 def _dead(probe: _Probe, zero: Tensor) -> Tensor:
@@ -246,12 +248,10 @@ def _excess(probe: _Probe, found: _Found, flat: Tensor) -> Tensor:
     Orthogonality is in coordinates where every column of the Jacobian has about size one.
     """
     live, kept = ~found.zero, ~found.dead
-    small = kernel(probe.space.triangle[:, live], found.scales, basis=True)
-    assert small.basis is not None
-    zeros = (found.zero & kept).nonzero().flatten()
-    null = torch.zeros(flat.shape[0], small.dimension + len(zeros), dtype=torch.float64)
-    null[live, : small.dimension] = small.basis
-    null[zeros, small.dimension + torch.arange(len(zeros))] = 1.0
+    zeros, small = (found.zero & kept).nonzero().flatten(), found.kernel.dimension
+    null = torch.zeros(flat.shape[0], small + len(zeros), dtype=torch.float64)
+    null[live, :small] = kernel_basis(probe.space.triangle[:, live] * found.scales, found.kernel)
+    null[zeros, small + torch.arange(len(zeros))] = 1.0
     weights = torch.ones(flat.shape[0], dtype=torch.float64)
     weights[live] = 1.0 / found.scales
     known = span(flat[kept] * weights[kept, None])

@@ -164,9 +164,9 @@ def _on_twin(
             twin_group = infer(module, tuple(args), dict(kwargs))
             with without_dropout(module):
                 twin_subject = Subject(module, args, kwargs, torch.Generator().manual_seed(seed))
-                if twin_subject.parameters > 2 * EXACT:
+                if twin_subject.parameters > EXACT:
                     raise InputError(
-                        f"the twin has {twin_subject.parameters} parameters, {2 * EXACT} are the most",
+                        f"the twin has {twin_subject.parameters} parameters, {EXACT} are the most",
                         remedy="Give a twin of smaller widths.",
                     )
                 other = _on_model(twin_subject, twin_group, twin_subject.generator, samples)

@@ -27,14 +27,11 @@ def reshape(b: Builder, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def permute(b: Builder, x: Tensor, dims: Sequence[int]) -> Tensor:
-    """x.permute(dims), composed with the permutations before it; moving dimensions of size one is a reshape."""
+    """x.permute(dims), composed with the permutations before it (an axis of size one may carry a scale, so it counts)."""
     dims = tuple(d % x.ndim for d in dims)
     before = b.producers.get(x)
     if isinstance(before, Permute):
         return permute(b, before.x, tuple(before.dims[d] for d in dims))
-    long = [d for d in dims if x.shape[d] != 1]
-    if long == sorted(long):
-        return reshape(b, x, tuple(x.shape[d] for d in dims))
     return b.permute(x, dims)
 
 

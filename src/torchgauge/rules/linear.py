@@ -55,13 +55,13 @@ def addmm(ctx: Lowering, bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1,
     z = z if alpha == 1 else ctx.scale(z, alpha)
     if beta == 0:
         return z
-    return ctx.b.add(z, ctx.tensor(bias), beta)
+    return ctx.b.add(z, ctx.tensor(bias), float(beta))
 
 
 @rule(aten.addbmm)
 def addbmm(ctx: Lowering, bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     z = ctx.scale(ctx.b.contract(x, y, ("a", "m", "k"), ("a", "k", "n"), ("m", "n")), alpha)
-    return ctx.b.add(z, ctx.tensor(bias), beta) if beta else z
+    return ctx.b.add(z, ctx.tensor(bias), float(beta)) if beta else z
 
 
 @rule(aten.outer, aten.ger)

@@ -120,6 +120,8 @@ class Recogniser:
         """A node that is one over a spread."""
         node = strip(node, _CASTS + _BROADCASTS)
         name = name_of(node)
+        if name == "mul" and self._scalar(node.args[1]) == 1:
+            return self._inverse(node.args[0])  # type: ignore[arg-type]
         if name == "rsqrt" or (name == "pow" and _number(node, 1) == -0.5):
             return self._variance(node.args[0])
         if name == "reciprocal":

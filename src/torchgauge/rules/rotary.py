@@ -56,7 +56,7 @@ class Rotary:
             return None
         region: list[Node] = []
         for source in self._walk(env, node, region):
-            if _shape(source) != _shape(node):
+            if _shape(source) != _shape(node) or not any(self._scaled(env, n) for n in region):
                 continue
             key = self._signature(env, region, source)
             if key not in self._judged:

@@ -95,6 +95,10 @@ class Axis:
     pinned: bool = False
     fresh: bool = False
     """Belongs to a parameter (or a block of zeros) that nothing has used yet."""
+    void: bool = False
+    """Belongs to a block of zeros: any frame may stand here, scales included."""
+    anchor: bool = False
+    """A concatenated axis joined with another one, piece by piece: members keep their own children."""
     depends: frozenset[Axis] = frozenset()
     """Index axes that the frame may depend on (one matrix per head, ...)."""
     charge: Charge = NONE
@@ -119,10 +123,24 @@ class Axis:
         if self.parent is None:
             return self, SAME
         root, above = self.parent.find()
-        if root is not self.parent:
-            self.label = self.label.after(above)
-            self.parent = root
-        return root, self.label
+        if root is self.parent:
+            return root, self.label
+        label = self.label.after(above)
+        if not self.parent.anchor:
+            anchor = self.parent.parent
+            if anchor is not None and anchor.anchor:
+                self.label, self.parent = self.label.after(self.parent.label), anchor
+            elif anchor is not None and not self._below_anchor():
+                self.label, self.parent = label, root
+        return root, label
+
+    def _below_anchor(self) -> bool:
+        node = self.parent
+        while node is not None:
+            if node.anchor:
+                return True
+            node = node.parent
+        return False
 
     @property
     def root(self) -> Axis:
@@ -140,23 +158,28 @@ class Axis:
 
     def children(self) -> tuple[Axis, ...]:
         """Factors or summands as this member sees them: copies that carry the member's label."""
-        root, label = self.find()
-        parts = root.factors or root.summands
+        if self._children or self.parent is None:
+            return self._children or self.factors or self.summands
+        root, _ = self.find()
+        # up to the root, or to an axis that was joined piece by piece
+        above, label = self.parent, self.label
+        while above.parent is not None and not above.anchor:
+            label, above = label.after(above.label), above.parent
+        parts = above.children()
         if label == SAME or not parts:
             return parts
-        if not self._children:
-            vectors = [p for p in parts if p.root.kind.vector] if root.factors else list(parts)
-            carrier = vectors[-1] if vectors else parts[0]
-            children = []
-            for part in parts:
-                if root.summands:
-                    wanted = Label(label.flip, on_piece(label.charge, root, part), label.dress)
-                elif part is carrier:
-                    wanted = label
-                else:
-                    wanted = Label(flip=label.flip)
-                children.append(part if wanted == SAME else attached(part, wanted, part.name))
-            self._children = tuple(children)
+        vectors = [p for p in parts if p.root.kind.vector] if root.factors else list(parts)
+        carrier = vectors[-1] if vectors else parts[0]
+        children = []
+        for part in parts:
+            if root.summands:
+                wanted = Label(label.flip, on_piece(label.charge, root, part), label.dress)
+            elif part is carrier:
+                wanted = label
+            else:
+                wanted = Label(flip=label.flip)
+            children.append(part if wanted == SAME else attached(part, wanted, part.name))
+        self._children = tuple(children)
         return self._children
 
     def ground(self) -> list[Axis]:

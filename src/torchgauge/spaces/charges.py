@@ -33,11 +33,16 @@ class Var:
     def piece(self, whole: Axis, part: Axis) -> Var:
         """The same charge on one summand of a concatenated axis (the same object in whatever order pieces are taken)."""
         base = self.base or self
-        parts = self.parts | {part}
-        if parts not in base.pieces:
-            axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
-            name = f"{self.name}|{part.name}"
-            base.pieces[parts] = Var(name, axes, self.magnitude, self.sign, base=base, parts=parts, origin=self.origin)
+        parts = frozenset(x for x in self.parts if x.root is not whole) | {part}
+        if parts in base.pieces:
+            return base.pieces[parts]
+        roots = {x.root for x in parts}
+        for known, var in base.pieces.items():
+            if {x.root for x in known} == roots:
+                return var
+        axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
+        name = f"{self.name}|{part.name}"
+        base.pieces[parts] = Var(name, axes, self.magnitude, self.sign, base=base, parts=parts, origin=self.origin)
         return base.pieces[parts]
 
     def support(self) -> frozenset[Axis]:

@@ -356,7 +356,9 @@ class Builder:
         shape = list(xs[0].shape)
         dim %= len(shape)
         shape[dim] = sum(x.shape[dim] for x in xs)
-        return self._emit(Concat(self._new(shape, *xs, name="concat"), xs, dim))
+        out = self._new(shape, *xs, name="concat")
+        out.fill = xs[0].fill if len({x.fill for x in xs}) == 1 else None
+        return self._emit(Concat(out, xs, dim))
 
     def expand(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """As torch.expand: new leading dimensions allowed, −1 keeps a size."""
@@ -385,20 +387,24 @@ class Builder:
     ) -> Tensor:
         sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(zip(y_labels, y.shape, strict=True))
         shape = tuple(out_shape) if out_shape is not None else tuple(sizes[a] for a in out_labels)
+        if 0.0 in (x.fill, y.fill):
+            return self.const(shape, "zero", 0.0)
         out = self._new(shape, x, y, name="contract")
         labels = tuple(x_labels), tuple(y_labels), tuple(out_labels)
         return self._emit(Contract(out, x, y, *labels, frozenset(window), shift_safe))
 
     def add(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
         x, y, shape = self._broadcast(x, y)
-        if y.fill == 0.0 and x.shape == shape:
-            return x
-        if x.fill == 0.0 and y.shape == shape and alpha == 1.0:
-            return y
+        if y.fill == 0.0:
+            return self.expand(x, shape)
+        if x.fill == 0.0 and alpha == 1.0:
+            return self.expand(y, shape)
         return self._emit(Add(self._new(shape, x, y, name="add"), x, y, alpha))
 
     def mul(self, x: Tensor, y: Tensor, power: int = 1) -> Tensor:
         x, y, shape = self._broadcast(x, y)
+        if x.fill == 0.0 or (y.fill == 0.0 and power == 1):
+            return self.const(shape, "zero", 0.0)
         if y.fill == 1.0 and x.shape == shape:
             return x
         if x.fill == 1.0 and y.shape == shape and power == 1:

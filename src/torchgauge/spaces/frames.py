@@ -71,7 +71,7 @@ class FramePass:
             if n == 1:
                 dims.append(())
             elif free:
-                dims.append((Axis(n, f"{t.name}[{i}]", fresh=True),))
+                dims.append((Axis(n, f"{t.name}[{i}]", fresh=True, void=t.role == "const"),))
             else:
                 dims.append((Axis(n, f"{t.name}[{i}]", Kind.INDEX, pinned=True),))
         if t.role != "param":
@@ -331,13 +331,17 @@ class FramePass:
         self._settle_contraction(x, xd, summed)
         self._settle_contraction(y, yd, summed)
         charge = x.charge + y.charge
+        kept = NONE
         for a in batch:
             for p, q in self._index_pairs(xd[a], yd[a]):
                 charge = charge + self.frames.total(q)
+                kept = kept + self.frames.total(p)
         constant: list[Axis] = []
+        carrier: Axis | None = None
         for a in summed:
             for p, q in self.frames.match(list(xd[a]), list(yd[a])):
                 charge, index = self._contract_pair(p, q, charge, fresh)
+                carrier = carrier or q
                 if index:
                     constant.append(p)
         for a in (*k.x_labels, *k.y_labels):
@@ -346,6 +350,7 @@ class FramePass:
                     self.frames.narrow(axis, Kind.INDEX)
                     charge = charge + self.frames.total(axis)
                     constant.append(axis)
+        moved = bool(fresh and kept and carrier is not None and self.frames.recharge(carrier, -kept))
         free = [a for a in k.y_labels if a in k.out_labels and a not in shared and a not in k.window]
         if both:
             for a in summed:
@@ -360,6 +365,8 @@ class FramePass:
             self._unfresh(y)
         if constant:
             self.frames.system.constant(charge, constant, self.frames.reason)
+        if moved:
+            charge = charge - kept
         sizes = dict(zip(k.out_labels, k.out.shape, strict=True))
         dims = []
         for a in k.out_labels:
@@ -367,7 +374,10 @@ class FramePass:
                 dims.append(() if sizes[a] == 1 else (Axis(sizes[a], k.out.name, Kind.INDEX, pinned=True),))
             else:
                 dims.append(xd.get(a) or yd.get(a, ()))
-        return Value(tuple(dims), charge)
+        out = Value(tuple(dims), charge)
+        gone = [g for a in summed for axis in xd[a] for g in axis.ground()]
+        self.frames.system.constant(self.total(out), gone, self.frames.reason)
+        return out
 
     def _is_fresh(self, t: c.Tensor) -> bool:
         """A parameter (seen through views) that nothing has used: its frames may follow the other operand's."""

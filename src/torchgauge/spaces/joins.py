@@ -129,7 +129,7 @@ class Frames:
             root.pinned = True
             var = Var(f"scale of {root.name}", axes, origin=self.source)
             self._divide_pairs(root, before, Charge.of(var))
-        elif not was_fresh and before is not Kind.O1:
+        elif (not was_fresh or root.void) and before is not Kind.O1:
             var = Var(f"scale of {root.name}", axes, magnitude=before is Kind.GL, origin=self.source)
             root.charge = root.charge + Charge.of(var)
         for gain in sorted(root.gains, key=lambda g: g.name):
@@ -220,11 +220,26 @@ class Frames:
         return True
 
     def _equate_parts(self, a: Axis, b: Axis, label: Label) -> bool:
-        parts = [(a, b)] if a.root.factors or b.root.factors else self.match_sums(a, b)
-        pairs = [pair for p, q in parts for pair in self.match([p], [q])]
-        # factors of size one are not paired: the caller equates their charges
-        small = any(p.size == 1 for p, _ in parts)
-        return all([self.equate(x, y, label) for x, y in pairs]) and bool(pairs) and not small
+        if a.root.factors or b.root.factors:
+            parts = [(a, b)]
+        else:
+            parts = self.match_sums(a, b)
+        done = [self.equate(x, y, label) for p, q in parts for x, y in self.pairs(p, q)]
+        if not a.root.factors:
+            self.identify(a, b)
+        return bool(done) and all(done)
+
+    def identify(self, a: Axis, b: Axis) -> None:
+        """Two concatenated axes whose pieces were joined one by one are one index set."""
+        ra, rb = a.root, b.root
+        if ra is rb or not ra.summands or not rb.summands:
+            return
+        left, right = _flat(ra), _flat(rb)
+        if [x.size for x in left] != [x.size for x in right]:
+            return
+        ra.summands, rb._children = tuple(left), tuple(right)
+        rb.summands = ()
+        rb.parent, rb.label, rb.anchor = ra, SAME, True
 
     def follow(self, own: Axis, given: Axis) -> None:
         """An unused parameter's axis takes the dual of a given one, charges included."""
@@ -232,11 +247,12 @@ class Frames:
         self.settle(own)
         if given.root.summands or own.root.summands:
             for x, y in self.match_sums(own, given):
-                for p, q in self._pairs(x, y):
+                for p, q in self.pairs(x, y):
                     self.follow(p, q)
+            self.identify(given, own)
             return
         if own.root.factors or given.root.factors:
-            for p, q in self._pairs(own, given):
+            for p, q in self.pairs(own, given):
                 self.follow(p, q)
             return
         if own.root.kind.vector and given.root.kind.vector and own.size > 1:
@@ -246,17 +262,25 @@ class Frames:
         self._to_index(own.root)
         wanted = -self.total(given)
         if own.root is not given.root:
-            if given.size > 1:
-                self.join_index(given, own, keep=True)
-            else:
-                own.root.parent, own.root.label = given.root, Label()
+            self.join_index(given, own, keep=True)
         root, _ = own.find()
         if own is root:
             self.system.zero(self.total(own) - wanted, self.reason)
             return
         own.parent, own.label = root, Label(False, wanted - root.charge)
 
-    def _pairs(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
+    def recharge(self, own: Axis, charge: Charge) -> bool:
+        """Add a charge to the label of a member that no other tensor carries."""
+        leaves = own.leaves()
+        if own.parent is None or leaves[0].parent is None or leaves[0].root.summands:
+            return False
+        leaf = leaves[0]
+        root, label = leaf.find()
+        leaf.parent, leaf.label = root, Label(label.flip, label.charge + charge, label.dress)
+        return True
+
+    def pairs(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
+        """As `match`, but factors of size one that stand alone are paired too."""
         return [(a, b)] if a.size == 1 and a.leaves() == [a] and b.leaves() == [b] else self.match([a], [b])
 
     def _adopt(self, child: Axis, root: Axis, label: Label) -> None:
@@ -320,10 +344,11 @@ class Frames:
 
     def _join_sums(self, a: Axis, b: Axis) -> None:
         for x, y in self.match_sums(a, b):
-            for p, q in self.match([x], [y]):
+            for p, q in self.pairs(x, y):
                 self.narrow(p, Kind.INDEX)
                 self.narrow(q, Kind.INDEX)
                 self.join_index(p, q)
+        self.identify(a, b)
 
     # -- structure ---------------------------------------------------------------------------------------------
     def settle(self, axis: Axis, vectors: frozenset[Axis] | None = None) -> None:
@@ -397,7 +422,8 @@ class Frames:
             self._to_index(root)
         pieces = []
         for i, n in enumerate(sizes):
-            piece = Axis(n, f"{axis.name}[{i}]", root.kind, root.pinned, root.fresh, root.depends)
+            piece = Axis(n, f"{axis.name}[{i}]", root.kind, root.pinned, fresh=root.fresh, depends=root.depends)
+            piece.void = root.void
             piece.narrowings = list(root.narrowings)
             pieces.append(piece)
         root.summands = tuple(pieces)
@@ -495,6 +521,25 @@ def common(a: frozenset[Axis], b: frozenset[Axis]) -> frozenset[Axis]:
 
 def _axes_of(charge: Charge) -> tuple[Axis, ...]:
     return tuple({leaf.root: None for v in charge.variables() for a in v.axes for leaf in a.leaves()})
+
+
+def _flat(root: Axis) -> list[Axis]:
+    """Summands, those of summands included."""
+    out: list[Axis] = []
+    for part in root.summands:
+        leaves = part.leaves()
+        if len(leaves) == 1 and leaves[0].root.summands:
+            out.extend(x for child in leaves[0].children() for x in (_flat_member(child)))
+        else:
+            out.append(part)
+    return out
+
+
+def _flat_member(axis: Axis) -> list[Axis]:
+    leaves = axis.leaves()
+    if len(leaves) == 1 and leaves[0].root.summands:
+        return [x for child in leaves[0].children() for x in _flat_member(child)]
+    return [axis]
 
 
 def _bounds(axis: Axis) -> list[int]:

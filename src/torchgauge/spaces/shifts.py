@@ -7,10 +7,12 @@ nonlinear reads, the total must vanish: one source that arrives there directly i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import PatternPass, Relation, RelationPass
+from torchgauge.spaces.directions import PatternPass, Relation, RelationPass, _groups
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
 
@@ -34,11 +36,37 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Term:
-    """How a source arrives at a tensor: dimensions along which it varies, and whether unchanged."""
+class Factor:
+    """A factor of a dimension: the part (i // stride) mod size of its index i."""
 
-    varies: frozenset[int]
+    dim: int
+    stride: int
+    size: int
+
+    def inside(self, other: Factor) -> bool:
+        end, whole = self.stride * self.size, other.stride * other.size
+        return self.dim == other.dim and other.stride <= self.stride and end <= whole
+
+
+def full(shape: tuple[int, ...], dims: Iterable[int] | None = None) -> frozenset[Factor]:
+    """Whole dimensions."""
+    return frozenset(Factor(d, 1, shape[d]) for d in (range(len(shape)) if dims is None else dims) if shape[d] > 1)
+
+
+@dataclass(frozen=True)
+class Term:
+    """How a source arrives at a tensor: factors of dimensions along which it varies, and whether unchanged."""
+
+    varies: frozenset[Factor]
     direct: bool
+
+    @property
+    def dims(self) -> frozenset[int]:
+        return frozenset(f.dim for f in self.varies)
+
+    def moved(self, dims: dict[int, int]) -> frozenset[Factor]:
+        """The factors with their dimensions renamed; those without a new name are dropped."""
+        return frozenset(replace(f, dim=dims[f.dim]) for f in self.varies if f.dim in dims)
 
 
 Terms = dict[Source, Term]
@@ -131,9 +159,8 @@ class ShiftPass:
         if isinstance(k, c.Reshape):
             return {s: Term(_spread(t.varies, k.x.shape, k.out.shape), t.direct) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Permute):
-            return {
-                s: Term(frozenset(k.dims.index(d) for d in t.varies), t.direct) for s, t in self.terms(k.x).items()
-            }
+            places = {d: i for i, d in enumerate(k.dims)}
+            return {s: Term(t.moved(places), t.direct) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Slice):
             return {s: Term(t.varies, False) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Expand):
@@ -142,45 +169,45 @@ class ShiftPass:
             out: Terms = {}
             for x in k.xs:
                 for s, t in self._operand(k, x).items():
-                    out[s] = Term(t.varies | {k.dim}, False)
+                    kept = frozenset(f for f in t.varies if f.dim != k.dim)
+                    out[s] = Term(kept | full(k.out.shape, [k.dim]), False)
             return out
         if isinstance(k, c.Mul) and self.is_static(k.y):
-            wide = frozenset(i for i, n in enumerate(k.y.shape) if n > 1)
-            return {s: Term(t.varies | wide, False) for s, t in self.terms(k.x).items()}
+            return {s: Term(t.varies | full(k.y.shape), False) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Contract):
             return self._contracted(k)
         if isinstance(k, (c.Reduce, c.Spatial)):
-            return {s: Term(t.varies - frozenset(k.dims), False) for s, t in self.terms(k.x).items()}
+            places = {d: d for d in range(k.x.ndim) if d not in k.dims}
+            return {s: Term(t.moved(places), False) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Gather):
             source = self.source("rows", k.table, k) if k.table.role == "param" or self.is_static(k.table) else None
             lead = k.out.ndim - (k.table.ndim - 1)
-            wide = frozenset(i for i in range(lead, k.out.ndim) if k.out.shape[i] > 1)
-            return {source: Term(wide, True)} if source else {}
+            return {source: Term(full(k.out.shape, range(lead, k.out.ndim)), True)} if source else {}
         return {}
 
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
         if self.is_static(t) and t.role not in ("const", "buffer"):
             source = self.source("bias", t, k)
-            wide = frozenset(i for i, n in enumerate(t.shape) if n > 1)
-            return {source: Term(wide, isinstance(k, c.Add) and k.alpha == 1.0)} if source else {}
+            return {source: Term(full(t.shape), isinstance(k, c.Add) and k.alpha == 1.0)} if source else {}
         return self.terms(t)
 
     def _contracted(self, k: c.Contract) -> Terms:
         out: Terms = {}
         x, y, xl, yl = self.operands(k)
         if self.is_static(y):
-            own = frozenset(i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window)
+            own = [i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window]
+            places = {d: k.out_labels.index(a) for d, a in enumerate(xl) if a in k.out_labels}
             for s, t in self.terms(x).items():
-                moved = frozenset(k.out_labels.index(xl[d]) for d in t.varies if xl[d] in k.out_labels)
-                out[s] = Term(moved | frozenset(i for i in own if k.out.shape[i] > 1), False)
+                out[s] = Term(t.moved(places) | full(k.out.shape, own), False)
             reader = self.reader(k)
             if reader is not None and reader.relation and (reader.relation.constant or reader.relation.offsets):
-                wide = frozenset(i for i in own if k.out.shape[i] > 1 and k.out_labels[i] not in xl)
                 batch = any(a in xl and a in yl and a in k.out_labels for a in k.out_labels)
+                wide = full(k.out.shape, [i for i in own if k.out_labels[i] not in xl])
                 out[reader] = Term(wide, not batch)
         elif self.averages(k):
+            places = {d: k.out_labels.index(a) for d, a in enumerate(yl) if a in k.out_labels}
             for s, t in self.terms(y).items():
-                out[s] = Term(frozenset(k.out_labels.index(yl[d]) for d in t.varies if yl[d] in k.out_labels), False)
+                out[s] = Term(t.moved(places), False)
         return out
 
     def operands(self, k: c.Contract) -> tuple[c.Tensor, c.Tensor, tuple[str, ...], tuple[str, ...]]:
@@ -221,13 +248,13 @@ class ShiftPass:
             x, y, xl, _ = self.operands(k)
             if self.is_static(y):
                 windowed = {d for d, a in enumerate(xl) if a in k.window}
-                self._stop(x, k, lambda t: bool(t.varies & windowed) or (bool(windowed) and not k.shift_safe))
+                self._stop(x, k, lambda t: bool(t.dims & windowed) or (bool(windowed) and not k.shift_safe))
                 self.reader(k)
             elif self.averages(k):
                 yl = k.y_labels if y is k.y else k.x_labels
                 summed = {d for d, a in enumerate(yl) if a not in k.out_labels}
                 self._stop(x, k)
-                self._stop(y, k, lambda t: bool(t.varies & summed))
+                self._stop(y, k, lambda t: bool(t.dims & summed))
             else:
                 self._stop(x, k)
                 self._stop(y, k)
@@ -235,7 +262,7 @@ class ShiftPass:
         if isinstance(k, c.Reduce) and k.mode != "max":
             return
         if isinstance(k, c.Spatial) and k.keeps_constants:
-            self._stop(k.x, k, lambda t: bool(t.varies & set(k.dims)))
+            self._stop(k.x, k, lambda t: bool(t.dims & set(k.dims)))
             return
         for t in k.inputs:
             self._stop(t, k)
@@ -245,7 +272,7 @@ class ShiftPass:
         terms = self.terms(t)
         ignored = self.patterns.back(k, self.patterns.of(k.out), t) if k is not None else None
         if ignored is not None and not ignored.gains:
-            terms = {s: term for s, term in terms.items() if term.varies & ignored.dims or not ignored.dims}
+            terms = {s: term for s, term in terms.items() if term.dims & ignored.dims or not ignored.dims}
         if not any(bad(term) for term in terms.values()):
             return
         # undo reshapes: the sources must cancel before them already
@@ -255,7 +282,7 @@ class ShiftPass:
         terms = {s: arrived[s] for s in terms if s in arrived}
         wide = frozenset().union(*(term.varies for term in terms.values()))
         able = [
-            s for s, term in terms.items() if term.direct and term.varies >= wide and s not in self.solved
+            s for s, term in terms.items() if term.direct and _covers(term.varies, wide) and s not in self.solved
         ]
         if able:
             able.sort(key=lambda s: s.kind == "bias")
@@ -289,12 +316,25 @@ def _merge(a: Terms, b: Terms) -> Terms:
     return out
 
 
-def _spread(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int]:
-    """Dimensions of a reshape that a variation along `dims` can reach."""
-    from torchgauge.spaces.directions import _groups
+def _covers(factors: frozenset[Factor], wanted: frozenset[Factor]) -> bool:
+    return all(any(f.inside(g) for g in factors) for f in wanted)
 
-    out: set[int] = set()
+
+def _spread(factors: frozenset[Factor], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[Factor]:
+    """The same factors in a reshaped tensor; one that straddles dimensions unevenly is enlarged."""
+    out: set[Factor] = set()
     for left, right in _groups(shape, other):
-        if set(left) & dims:
-            out.update(i for i in right if other[i] > 1)
+        for f in factors:
+            if f.dim not in left:
+                continue
+            stride = f.stride * prod(shape[d] for d in left if d > f.dim)
+            end = stride * f.size
+            for d in right:
+                low = prod(other[e] for e in right if e > d)
+                high = low * other[d]
+                first, last = max(stride, low), min(end, high)
+                if first >= last or other[d] == 1:
+                    continue
+                even = first % low == 0 and last % first == 0
+                out.add(Factor(d, first // low, last // first) if even else Factor(d, 1, other[d]))
     return frozenset(out)
