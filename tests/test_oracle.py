@@ -86,8 +86,8 @@ class Attention(nn.Module):
 def turn(x: Tensor) -> Tensor:
     """Rotary embedding, half layout."""
     t, d = x.shape[-2:]
-    rate = 1.0 / 100.0 ** (torch.arange(0, d, 2, dtype=torch.float64) / d)
-    angle = torch.outer(torch.arange(t, dtype=torch.float64), rate).repeat(1, 2)
+    rate = 1.0 / 100.0 ** (torch.arange(0, d, 2, dtype=x.dtype) / d)
+    angle = torch.outer(torch.arange(t, dtype=x.dtype), rate).repeat(1, 2)
     low, high = x.chunk(2, dim=-1)
     return x * angle.cos() + torch.cat([-high, low], dim=-1) * angle.sin()
 

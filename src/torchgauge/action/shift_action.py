@@ -150,8 +150,10 @@ class _Run:
     def _pull_back(self, s: Source, at: c.Tensor, wanted: Tensor) -> Tensor:
         """The source's value that shows as `wanted` at a tensor that it reaches through sums and views."""
         shape = self.stage.shape(s)
-        index = self._index(s, at, torch.arange(max(1, _numel(shape))).reshape(shape))
-        assert index is not None
+        found = self._index(s, at, torch.arange(max(1, _numel(shape))).reshape(shape))
+        assert found is not None
+        index, scale = found
+        wanted = wanted / scale
         index, wanted = torch.broadcast_tensors(index, wanted)
         flat = torch.zeros(max(1, _numel(shape)), dtype=wanted.dtype)
         value = flat.index_put((index.reshape(-1),), wanted.reshape(-1)).reshape(shape)
@@ -160,19 +162,24 @@ class _Run:
             value = value / self.constant(s.relation, s)
         return value
 
-    def _index(self, s: Source, t: c.Tensor, index: Tensor) -> Tensor | None:
-        """Where each entry of a source appears in `t` (dimensions of size one where it is broadcast)."""
+    def _index(self, s: Source, t: c.Tensor, index: Tensor) -> tuple[Tensor, float] | None:
+        """Where each entry of a source appears in `t` (dimensions of size one where it is broadcast), and its factor."""
         k = self.makers.get(t)
         if k is s.at:
-            return self._placed(s, index)
+            return self._placed(s, index), 1.0
         if isinstance(k, c.Add):
             found = self._index(s, k.x, index)
             return found if found is not None else self._index(s, k.y, index)
+        if isinstance(k, c.Mul):
+            found = self._index(s, k.x, index)
+            assert found is None or k.y.fill is not None
+            return None if found is None else (found[0], found[1] * float(k.y.fill or 0.0) ** k.power)
         if isinstance(k, (c.Reshape, c.Permute, c.Expand)):
             found = self._index(s, k.x, index)
             if found is None:
                 return None
-            return apply_view(k, found.expand(k.x.shape) if isinstance(k, c.Reshape) else found)
+            place, scale = found
+            return apply_view(k, place.expand(k.x.shape) if isinstance(k, c.Reshape) else place), scale
         return None
 
     def _placed(self, s: Source, value: Tensor) -> Tensor:
@@ -184,6 +191,14 @@ class _Run:
             assert isinstance(k, c.Contract)
             _, _, own, sizes = self.stage._reader_labels(s)
             order = [a for a in k.out_labels if a in own]
+            inner = [d for d, a in enumerate(own) if a not in k.out_labels]
+            if inner and not value.dtype.is_floating_point:
+                # positions inside the kernel: the first one stands for all
+                for d in reversed(inner):
+                    value = value.select(d, 0)
+            elif inner:
+                value = value.sum(inner)
+            own = tuple(a for a in own if a in k.out_labels)
             value = value.permute([own.index(a) for a in order])
             return value.reshape([sizes[a] if a in own else 1 for a in k.out_labels])
         return value
@@ -210,7 +225,7 @@ class _Run:
         return any(at is t and self.values.get(s, 0) is None for s, (at, _) in self.pass_.solved.items())
 
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Tensor | None:
-        s = self.pass_.sources.get((k, t))
+        s = self.pass_.sources.get((k, self.pass_.bare(t)))
         if s is not None and s.kind == "bias":
             return self._value(s)
         return self.shift(t)

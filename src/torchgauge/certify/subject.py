@@ -198,3 +198,31 @@ def without_dropout(model: nn.Module) -> Iterator[bool]:
     finally:
         for m in active:
             m.training = True
+
+
+# a soft direction has a singular value of about 0.3 ε: at this ε it stands well above the cut
+VISIBLE = 1e-4
+_EPSILON = ("eps", "epsilon", "variance_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
+
+
+@contextmanager
+def visible_epsilon(model: nn.Module) -> Iterator[int]:
+    """Every positive ε of a normalisation at least `VISIBLE` while the context lasts; yields how many were raised.
+
+    The exact group is the same for every ε > 0, but a direction that is approximate for a small ε cannot be told from
+    an exact one by numbers. Batch norm in evaluation mode keeps its ε: it is part of the statistics.
+    """
+    saved: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        if "running_var" in dict(module.named_buffers(recurse=False)) and not module.training:
+            continue
+        for name in _EPSILON:
+            value = vars(module).get(name)
+            if isinstance(value, float) and 0.0 < value < VISIBLE:
+                saved.append((module, name, value))
+                vars(module)[name] = VISIBLE
+    try:
+        yield len(saved)
+    finally:
+        for module, name, value in saved:
+            vars(module)[name] = value

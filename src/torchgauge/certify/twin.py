@@ -108,7 +108,7 @@ def small(config: dict[str, Any], layers: int = 2) -> dict[str, Any]:
         out["layer_types"] = _representatives(kinds, count)
     if isinstance(config.get("expand"), int) and "state_size" in config:
         out["intermediate_size"] = config["expand"] * width
-    return _small_vision(config, _small_rope(out, head_dim))
+    return _small_vision(config, _small_rope(out, head_dim), layers)
 
 
 def _attention_sizes(config: dict[str, Any]) -> tuple[int | None, int | None, int]:
@@ -144,18 +144,19 @@ def _small_rope(config: dict[str, Any], head_dim: int) -> dict[str, Any]:
     return config
 
 
-def _small_vision(config: dict[str, Any], out: dict[str, Any]) -> dict[str, Any]:
-    """Two stages of one block each; a picture of two by two patches."""
+def _small_vision(config: dict[str, Any], out: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Two stages of one or two blocks each; a picture of two by two patches."""
     sizes = config.get("hidden_sizes")
     if isinstance(sizes, list):
         stages = min(2, len(sizes))
-        out["hidden_sizes"] = [8, 12][:stages]
+        # a bottleneck divides its width by four
+        out["hidden_sizes"] = ([8, 12] if config.get("layer_type") == "bottleneck" else [6, 8])[:stages]
         for key in ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices"):
             out.pop(key, None)
         if isinstance(config.get("num_stages"), int):
             out["num_stages"] = stages
         if isinstance(config.get("depths"), list):
-            out["depths"] = [min(2, d) for d in config["depths"][:stages]]
+            out["depths"] = [min(layers, d) for d in config["depths"][:stages]]
         if isinstance(config.get("image_size"), int):
             out["image_size"] = 32
     elif isinstance(config.get("image_size"), int) and isinstance(out.get("patch_size"), int):

@@ -13,7 +13,7 @@ from torch import nn
 from torchgauge.certify.certificate import Certificate
 from torchgauge.certify.completeness import Completeness, measure
 from torchgauge.certify.soundness import Soundness, move, push_generators
-from torchgauge.certify.subject import Subject, without_dropout
+from torchgauge.certify.subject import Subject, visible_epsilon, without_dropout
 from torchgauge.certify.twin import has_config, twin_of
 from torchgauge.errors import InputError, TorchGaugeError
 from torchgauge.gauge import GaugeGroup
@@ -94,7 +94,8 @@ def _on_model(subject: Subject, group: GaugeGroup, generator: torch.Generator, s
         tangents = list(group.tangents(subject.generic))
         exact = [t for name, t in tangents if name not in soft_names]
         approximate = [t for name, t in tangents if name in soft_names]
-        measured = measure(subject, exact, approximate, samples=samples)
+        with visible_epsilon(subject.model):
+            measured = measure(subject, exact, approximate, samples=samples)
         hidden = measured.nullity - measured.orbit_dimension
         tried.append(hidden)
         if best is None or hidden < best.nullity - best.orbit_dimension:
@@ -129,7 +130,7 @@ def _assemble(subject: Subject, group: GaugeGroup, moved: Soundness, measured: C
         gap=measured.gap,
         dead_parameters=measured.dead,
         approximate=_approximate(group),
-        approximate_dimension=measured.approximate_dimension,
+        approximate_dimension=measured.approximate_dimension or sum(f.dimension for f in group.factors if not f.exact),
         tolerance=moved.tolerance,
         large_defect=moved.large,
         tangent_defect=measured.tangent_defect,

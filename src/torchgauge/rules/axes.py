@@ -27,7 +27,7 @@ def reshape(b: Builder, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def permute(b: Builder, x: Tensor, dims: Sequence[int]) -> Tensor:
-    """x.permute(dims), composed with the permutations before it (an axis of size one may carry a scale, so it counts)."""
+    """x.permute(dims), composed with those before it (an axis of size one may carry a scale, so it counts)."""
     dims = tuple(d % x.ndim for d in dims)
     before = b.producers.get(x)
     if isinstance(before, Permute):

@@ -18,11 +18,8 @@ aten = torch.ops.aten
 
 @rule(aten.embedding)
 def embedding(ctx: Lowering, table: Tensor, index: Tensor, *_: object, **__: object) -> Tensor:
-    return gather_rows(ctx, table, index)
-
-
-def gather_rows(ctx: Lowering, table: Tensor, index: Tensor) -> Tensor:
-    return ctx.b.gather(table, index.shape) if index.role == "const" else ctx.opaque("index computed from data")
+    ctx.picks(index)
+    return ctx.b.gather(table, index.shape)
 
 
 @rule(*operators("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
@@ -40,8 +37,7 @@ def embedding_bag(
 
 @rule(aten.index_select)
 def index_select(ctx: Lowering, x: Tensor, dim: int, index: Tensor) -> Tensor:
-    if index.role != "const":
-        return ctx.opaque("index computed from data")
+    ctx.picks(index)
     dim %= max(1, x.ndim)
     if dim == 0 and x.role == "param":
         return ctx.b.gather(x, ctx.shape[:1])
@@ -50,14 +46,14 @@ def index_select(ctx: Lowering, x: Tensor, dim: int, index: Tensor) -> Tensor:
 
 @rule(aten.index.Tensor, *operators("_unsafe_index"))
 def index(ctx: Lowering, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """x[..., i, j, ...] at constant places: the indexed dimensions are merged and picked from."""
+    """x[..., i, j, ...]: the indexed dimensions are merged and picked from."""
     picked = [d for d, i in enumerate(indices) if i is not None]
     given = [i for i in indices if i is not None]
-    if any(i.role != "const" for i in given):
-        return ctx.opaque("index computed from data")
     shape = torch.broadcast_shapes(*(i.shape for i in given))
     if len(ctx.shape) != len(shape) + x.ndim - len(picked):
         return NotImplemented  # a mask of truth values: its size is not known
+    for i in given:
+        ctx.picks(i)
     rest = [d for d in range(x.ndim) if d not in picked]
     y = axes.permute(ctx.b, x, (*picked, *rest))
     tail = tuple(x.shape[d] for d in rest)
@@ -77,13 +73,25 @@ def index(ctx: Lowering, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 @rule(aten.gather, *operators("take_along_dim"))
 def gather(ctx: Lowering, x: Tensor, dim: int, index: Tensor, **_: object) -> Tensor:
     """A map along `dim` and along every dimension in which the index differs."""
-    if not isinstance(index, Tensor) or index.role != "const":
-        return ctx.opaque("index computed from data")
-    if not x.ndim or x.ndim != index.ndim:
+    if not isinstance(index, Tensor) or not x.ndim or x.ndim != index.ndim:
         return NotImplemented
+    ctx.picks(index)
     uniform = ctx.constants.uniform(ctx.values[index]) if index in ctx.values else frozenset()
     dims = {d for d in range(x.ndim) if d not in uniform or index.shape[d] != x.shape[d]} | {dim % x.ndim}
     return ctx.b.spatial(x, sorted(dims), ctx.shape, "linear", True)
+
+
+@rule(*operators("index_add"))
+def index_add(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """x plus a map of the source along `dim`."""
+    ctx.picks(index)
+    return ctx.b.add(x, ctx.b.spatial(source, (dim,), x.shape, "linear", False), float(alpha))
+
+
+@rule(*operators("topk", "sort", "argsort", "msort", "argmax", "argmin", "kthvalue", "median", "mode"))
+def order(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Any:
+    """The order of entries survives no frame but a shared permutation, and that is not followed into the index."""
+    return ctx.opaque(f"{ctx.name} orders entries by value")
 
 
 # -- reductions -------------------------------------------------------------------------------------------------
@@ -141,7 +149,7 @@ def var(ctx: Lowering, x: Tensor, *args: Any, correction: float | None = None, *
     n = _size(x.shape[d] for d in dims)
     if shift:
         y = ctx.scale(y, n / (n - shift)) if n > shift else ctx.opaque("variance of too few entries")
-    if ctx.node.target.overloadpacket.__name__ == "std":  # type: ignore[union-attr]
+    if ctx.name == "std":
         y = b.pointwise(y, PROFILES["sqrt"])
     return axes.reshape(b, y, ctx.shape)
 
@@ -150,7 +158,7 @@ def var(ctx: Lowering, x: Tensor, *args: Any, correction: float | None = None, *
 def norm(
     ctx: Lowering, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *_: object, **__: object
 ) -> Tensor:
-    if ctx.node.target.overloadpacket.__name__ == "frobenius_norm":  # type: ignore[union-attr]
+    if ctx.name == "frobenius_norm":
         p, dim = 2, p
     p = 2 if p is None else p
     dims, b = _dims(x, dim), ctx.b
@@ -250,7 +258,7 @@ def unfold(ctx: Lowering, x: Tensor, dim: int, size: int, step: int) -> Tensor:
 
 def _rank(ctx: Lowering) -> int:
     """The number of spatial dimensions, from the operator's name."""
-    name = ctx.node.target.overloadpacket.__name__  # type: ignore[union-attr]
+    name = ctx.name
     return next(int(name[i - 1]) for i in range(1, len(name)) if name[i] == "d" and name[i - 1].isdigit())
 
 

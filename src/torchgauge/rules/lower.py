@@ -39,6 +39,8 @@ class Lowering:
     """Batch-norm buffers: placeholder node name → shape."""
     names: dict[str, str] = field(default_factory=dict)
     """Placeholder node name → canonical name of its parameter or buffer."""
+    anchors: list[Tensor] = field(default_factory=list)
+    """Tensors that stay in the program although no constraint reads them: what data-dependent indices hang on."""
     source: Callable[[Node], str] = field(default=lambda node: "")
     depth: int = 0
 
@@ -47,6 +49,11 @@ class Lowering:
         """The shape of the node's (first) result."""
         value = self.node.meta["val"]
         return tuple(int(n) for n in (value[0] if isinstance(value, (tuple, list)) else value).shape)
+
+    @property
+    def name(self) -> str:
+        """The operator's name, "topk" for aten.topk.default."""
+        return name_of(self.node)
 
     @property
     def floating(self) -> bool:
@@ -88,6 +95,12 @@ class Lowering:
         for x in parts:
             total = b.add(total, x if x.role == "const" else b.pointwise(x, GENERIC))
         return b.expand(total if total.role == "const" else b.pointwise(total, GENERIC), self.shape)
+
+    def picks(self, index: Tensor) -> bool:
+        """Whether positions given by `index` may be read: constants may; an index computed from data is made rigid."""
+        if index.role != "const":
+            self.anchors.append(self.b.spatial(index, range(index.ndim), index.shape, "linear", True))
+        return index.role == "const"
 
     def opaque(self, reason: str) -> Any:
         """Nothing is known about this node: everything that it reads becomes rigid."""
@@ -225,7 +238,7 @@ def lower(captured: Captured) -> Program:
         for x in _tensors(ctx.env[ref.node]):
             program.outputs.append(x)
             program.output_names.append(ref.name)
-    return prune(program)
+    return prune(program, ctx.anchors)
 
 
 def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], offsets: dict[str, float]) -> Any:
@@ -285,9 +298,9 @@ def _statistics(graph: Graph) -> set[Node]:
     return found
 
 
-def prune(program: Program) -> Program:
-    """Drop the constraints, parameters and opaque notes that no output reads."""
-    live: set[Tensor] = set(program.outputs)
+def prune(program: Program, anchors: Sequence[Tensor] = ()) -> Program:
+    """Drop the constraints, parameters and opaque notes that no output and no anchor reads."""
+    live: set[Tensor] = {*program.outputs, *anchors}
     kept = []
     for constraint in reversed(program.constraints):
         if constraint.out in live:
@@ -297,7 +310,8 @@ def prune(program: Program) -> Program:
     program.params = {n: x for n, x in program.params.items() if x in live}
     program.coordinates = {n: program.coordinates[n] for n in program.params}
     program.buffers = {n: x for n, x in program.buffers.items() if x in live}
-    program.opaque = [(c.reason, c.out.source) for c in program.constraints if isinstance(c, Opaque)]
+    notes = [(c.reason, c.out.source) for c in program.constraints if isinstance(c, Opaque)]
+    program.opaque = list(dict.fromkeys(notes))
     return program
 
 

@@ -142,15 +142,20 @@ class PatternPass:
 
     @back.register
     def _(self, k: c.Mul, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
-        if out is None or k.x is k.y or tensor is not k.x:
+        if out is None or k.x is k.y or (tensor is k.y and k.power != 1):
             return None
-        across = [i for i, n in enumerate(k.y.shape) if n > 1 and i in out.dims]
+        other = k.y if tensor is k.x else k.x
+        across = [i for i, n in enumerate(other.shape) if n > 1 and i in out.dims]
         if not across:
             return _narrowed(out, tensor.shape, k.out.shape)
-        gain = gain_of(self.makers, k.y)
-        if gain is None or len(out.dims) != 1 or k.y.role == "const":
+        gain = gain_of(self.makers, other)
+        if gain is None or len(out.dims) != 1:
             return None
         return replace(out, gains=(*out.gains, (gain, -k.power)))
+
+    @back.register
+    def _(self, k: c.Reduce, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return None if out is None or k.mode == "max" or out.dims & set(k.dims) else out
 
     @back.register
     def _(self, k: c.Contract, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:

@@ -251,11 +251,11 @@ class FramePass:
         xs = [self.value(x) for x in k.xs]
         pieces: list[Axis] = []
         charged = any(self._feature(a) for x in xs for a in x.dims[k.dim])
-        base = xs[0]
-        for x, t in zip(xs, k.xs, strict=True):
+        empty = [t.role == "const" and t.fill == 0.0 for t in k.xs]
+        base = next((x for x, zero in zip(xs, empty, strict=True) if not zero), xs[0])
+        for x, zero in zip(xs, empty, strict=True):
             dim = x.dims[k.dim]
             axis = product_axis(tuple(dim), k.out.name) if dim else Axis(1, k.out.name, Kind.INDEX, pinned=True)
-            zero = t.role == "const" and t.fill == 0.0
             excess = self._align(base, x, skip=k.dim, free=charged or zero) if x is not base else NONE
             charge = excess + base.charge
             pieces.append(self._charged(axis, charge) if charged and charge and not zero else axis)
@@ -350,7 +350,9 @@ class FramePass:
                     self.frames.narrow(axis, Kind.INDEX)
                     charge = charge + self.frames.total(axis)
                     constant.append(axis)
-        moved = bool(fresh and kept and carrier is not None and self.frames.recharge(carrier, -kept))
+        moved = bool(fresh and carrier is not None and self.frames.recharge(carrier, -kept - x.charge))
+        if moved:
+            charge = charge - x.charge
         free = [a for a in k.y_labels if a in k.out_labels and a not in shared and a not in k.window]
         if both:
             for a in summed:
@@ -375,7 +377,8 @@ class FramePass:
             else:
                 dims.append(xd.get(a) or yd.get(a, ()))
         out = Value(tuple(dims), charge)
-        gone = [g for a in summed for axis in xd[a] for g in axis.ground()]
+        left = {g for axis in out.axes for g in axis.ground()}
+        gone = [g for a in summed for axis in xd[a] for g in axis.ground() if g not in left]
         self.frames.system.constant(self.total(out), gone, self.frames.reason)
         return out
 

@@ -173,7 +173,8 @@ class ShiftPass:
                     out[s] = Term(kept | full(k.out.shape, [k.dim]), False)
             return out
         if isinstance(k, c.Mul) and self.is_static(k.y):
-            return {s: Term(t.varies | full(k.y.shape), False) for s, t in self.terms(k.x).items()}
+            plain = k.y.role == "const"
+            return {s: Term(t.varies | full(k.y.shape), t.direct and plain) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Contract):
             return self._contracted(k)
         if isinstance(k, (c.Reduce, c.Spatial)):
@@ -185,7 +186,14 @@ class ShiftPass:
             return {source: Term(full(k.out.shape, range(lead, k.out.ndim)), True)} if source else {}
         return {}
 
+    def bare(self, t: c.Tensor) -> c.Tensor:
+        """A static tensor before it is repeated along new dimensions."""
+        while isinstance(made := self.makers.get(t), c.Expand) and self.is_static(t):
+            t = made.x
+        return t
+
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
+        t = self.bare(t)
         if self.is_static(t) and t.role not in ("const", "buffer"):
             source = self.source("bias", t, k)
             return {source: Term(full(t.shape), isinstance(k, c.Add) and k.alpha == 1.0)} if source else {}
@@ -230,9 +238,13 @@ class ShiftPass:
         """The contraction as a reader of an affine relation, if it is one."""
         x, y, xl, yl = self.operands(k)
         r = self.relations.relations.get(x)
-        if r is None or k.window or not self.is_static(y) or y.role == "const":
+        if r is None or not self.is_static(y) or y.role == "const":
+            return None
+        if k.window and not k.shift_safe and (r.constant or r.offsets):
             return None
         summed = {a for a in xl if a in yl and a not in k.out_labels and x.shape[xl.index(a)] > 1}
+        if summed & k.window:
+            return None
         if {xl[d] for d in r.dims if x.shape[d] > 1} != summed or not summed:
             return None
         return self.source("relation", y, k, r)
@@ -275,8 +287,8 @@ class ShiftPass:
             terms = {s: term for s, term in terms.items() if term.dims & ignored.dims or not ignored.dims}
         if not any(bad(term) for term in terms.values()):
             return
-        # undo reshapes: the sources must cancel before them already
-        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute)):
+        # undo views: the sources must cancel before them already
+        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
             t = made.x
         arrived = self.terms(t)
         terms = {s: arrived[s] for s in terms if s in arrived}
