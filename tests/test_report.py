@@ -24,6 +24,7 @@ def test_fold_names_of_layers() -> None:
     assert fold(["a.0", "a.2", "a.3", "a.7"]) == [("a.{0,2-3,7}", 4)]
     assert fold([f"a.{i}.b.{j}" for i in range(3) for j in range(2)]) == [("a.{0-2}.b.{0-1}", 6)]
     assert modules(["l.0.weight", "l.0.bias", "l.1.weight", "e.weight"]) == ["l.{0-1}", "e"]
+    assert modules(["l.0.q.weight", "l.0.k.weight", "l.1.q.bias", "l.1.k.bias"]) == ["l.{0-1}.{q, k}"]
     assert template("h.10.conv2.3") == "h.{}.conv2.{}"
 
 
@@ -52,7 +53,7 @@ class Factor:
 
 
 def group(layers: int) -> Any:
-    factors = [Factor("stream", "O", 64, 2016, tuple(f"layers.{i}.{n}.weight" for i in range(layers) for n in "qkvo"))]
+    factors = [Factor("stream", "O", 64, 2016, tuple(f"layers.{i}.{n}.weight" for i in range(layers) for n in "qvko"))]
     for i in range(layers):
         for head in range(2):
             touched = (f"layers.{i}.q.weight", f"layers.{i}.k.weight")
@@ -89,7 +90,17 @@ def test_inspect_view_folds_layers_and_lists_all_in_json() -> None:
     assert len(view.to_dict()["group"]["factors"]) == 1 + 240
     shown = text(render_inspect(view))
     assert shown.count("\n") < 40
-    for piece in ("GL(4)", "160 × 16", "approximate", "opaque aten.foo", "×80", "m.py:3", "logits", "past_key_values"):
+    for piece in (
+        "GL(4)",
+        "2,560",
+        "≈",
+        "opaque aten.foo",
+        "×80",
+        "layers.{0-79}.{q, v, k, o}",
+        "m.py:3",
+        "logits",
+        "past_key_values",
+    ):
         assert piece in shown
     assert "1,234,567" in shown
 

@@ -55,5 +55,12 @@ def _run(values: Sequence[int]) -> str:
 
 
 def modules(parameters: Iterable[str]) -> list[str]:
-    """The modules that hold these parameters, folded."""
-    return [pattern for pattern, _ in fold(dict.fromkeys(_LEAF.sub("", name) for name in parameters))]
+    """The modules that hold these parameters, folded; those of one parent stand together: `mlp.{up, down}`."""
+    families: dict[str, list[str]] = defaultdict(list)
+    for pattern, _ in fold(dict.fromkeys(_LEAF.sub("", name) for name in parameters)):
+        parent, _, child = pattern.rpartition(".")
+        families[parent].append(child)
+    return [
+        ".".join(part for part in (parent, children[0] if len(children) == 1 else f"{{{', '.join(children)}}}") if part)
+        for parent, children in families.items()
+    ]

@@ -10,7 +10,7 @@ from rich.text import Text
 from torchgauge.errors import TorchGaugeError
 from torchgauge.report.view import CertifyView, InspectView, Row, Subject
 
-TOUCHED = 3
+TOUCHED = 4
 RIGID = 12
 
 
@@ -41,29 +41,31 @@ def _factor_table(view: InspectView) -> RenderableType:
     if not view.rows:
         return Text("No parameter symmetry: every space is rigid.\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("factor", overflow="fold", ratio=5)
-    table.add_column("group", overflow="fold", ratio=3)
+    table.add_column("factor", overflow="fold")
+    table.add_column("group", overflow="fold")
     table.add_column("×", justify="right", no_wrap=True)
     table.add_column("dimension", justify="right", no_wrap=True)
-    table.add_column("components", overflow="fold", ratio=2)
-    table.add_column("touches", overflow="fold", ratio=6)
+    table.add_column("components", overflow="fold", max_width=24)
     for row in view.rows:
-        each = f"{row.dimension:,}" if row.count == 1 else f"{row.count} × {row.dimension:,}"
-        group = row.group + ("" if row.exact else "  (approximate)")
-        table.add_row(row.name, group, str(row.count), each, row.components, _touches(row))
+        total = f"{row.count * row.dimension:,}"
+        components = row.components if row.count == 1 or row.components == "1" else f"({row.components})^{row.count}"
+        table.add_row(_where(row), row.group + ("" if row.exact else " ≈"), str(row.count), total, components)
     return table
 
 
-def _touches(row: Row) -> str:
-    more = len(row.touches) - TOUCHED
-    return "\n".join(row.touches[:TOUCHED]) + (f"\n… and {more} more" if more > 0 else "")
+def _where(row: Row) -> Text:
+    """The name of a factor, and under it the modules it touches."""
+    shown = list(row.touches[:TOUCHED])
+    if len(row.touches) > TOUCHED:
+        shown.append(f"… and {len(row.touches) - TOUCHED} more")
+    return Text.assemble(row.name, *((f"\n  {line}", "dim") for line in shown))
 
 
 def _summary(view: InspectView) -> RenderableType:
     factors = sum(row.count for row in view.rows)
     lines = [f"\n{factors:,} factors; dimensions add up to {view.dimension:,}; components: {view.components}"]
     if any(not row.exact for row in view.rows):
-        lines.append("Approximate factors would be exact without the ε of a normalisation.")
+        lines.append("≈ approximate: exact only without the ε of a normalisation.")
     return Text("\n".join(lines) + "\n")
 
 

@@ -38,7 +38,7 @@ class Var:
             return base.pieces[parts]
         roots = {x.root for x in parts}
         for known, var in base.pieces.items():
-            if {x.root for x in known} == roots:
+            if len(known) == len(parts) and {x.root for x in known} == roots:
                 return var
         axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
         name = f"{self.name}|{part.name}"

@@ -13,7 +13,7 @@ from functools import singledispatchmethod
 from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.axes import SAME, Axis, Kind, Label, attached, product_axis, sum_axis
+from torchgauge.spaces.axes import SAME, Axis, Kind, Label, attached, on_piece, product_axis, sum_axis
 from torchgauge.spaces.charges import NONE, Charge, Var
 from torchgauge.spaces.joins import Frames, common
 
@@ -87,8 +87,9 @@ class FramePass:
         grounds = [g for a in value.axes for g in a.ground() if not g.pinned]
         twice = {g for g in grounds if grounds.count(g) > 1}
         self.frames.system.constant(value.charge, twice, f"an axis stands twice in {tensor.name}")
-        outside = {g for v in total.variables() for a in v.axes for g in a.ground() if g not in own}
-        self.frames.system.constant(total, outside, f"{tensor.name} has no such axis")
+        for part in (total.magnitude, total.signs):
+            outside = {g for v in part.variables() for a in v.axes for g in a.ground() if g not in own}
+            self.frames.system.constant(part, outside, f"{tensor.name} has no such axis")
         for axis in value.axes:
             for ground in axis.ground():
                 self.frames.limit_depends(ground, frozenset(own))
@@ -223,6 +224,10 @@ class FramePass:
             self._freeze(x)
             part = () if sizes[1] == 1 else (Axis(sizes[1], k.out.name, Kind.INDEX, pinned=True),)
         charge = x.charge
+        for axis in part:
+            for whole in {g for v in charge.variables() for a in v.axes for g in a.ground() if g.summands}:
+                if (mine := next((s for s in whole.summands if s.root is axis.root), None)) is not None:
+                    charge = on_piece(charge, whole, mine)
         if sizes[1] == 1:
             for axis in part:
                 if not self._all_fresh(x):
@@ -550,17 +555,17 @@ class FramePass:
         centred = p.parity is not None and p.centre == (0.0, 0.0)
         if p.degree is not None:
             out = total.magnitude.scaled(Fraction(p.degree).limit_denominator(1000))
-            if centred and p.parity == "odd":
-                out = out + total.signs
-            elif not centred:
+            if not centred:
                 system.zero(total.signs, why)
+            if not centred or p.parity == "odd":
+                out = out + total.signs
             return self._scalar(x, out)
         system.zero(total.magnitude, why)
         if centred and p.parity == "odd":
             return self._scalar(x, total.signs)
         if not centred:
             system.zero(total.signs, why)
-        return self._scalar(x, NONE)
+        return self._scalar(x, NONE if centred else total.signs)
 
     @step.register
     def _(self, k: c.Normalize) -> Value:

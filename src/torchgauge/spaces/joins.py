@@ -453,10 +453,16 @@ class Frames:
 
     def match_sums(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
         """Pair the summands of two axes of equal size, cutting where boundaries differ."""
+        if a.root is b.root and a.root.summands:
+            return list(zip(a.children(), b.children(), strict=True))
         bounds = sorted(set(_bounds(a)) | set(_bounds(b)))
         sizes = tuple(y - x for x, y in itertools.pairwise([0, *bounds]))
         left, right = self.cut(a, sizes), self.cut(b, sizes)
         if left is None or right is None:
+            self.freeze(a)
+            self.freeze(b)
+            return []
+        if [x.size for x in left] != [y.size for y in right]:
             self.freeze(a)
             self.freeze(b)
             return []

@@ -1,0 +1,93 @@
+"""Every activation that torch.nn has: an element of the inferred group never changes the function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torchgauge as tg
+from tests.zoo.blocks import Fn, mlp, normal
+from tests.zoo.case import Case, evaluate64, relative_defect
+
+ARGUMENTS: dict[str, tuple[Any, ...]] = {"Threshold": (0.1, 20.0), "Softmax": (-1,), "LogSoftmax": (-1,), "Softmin": (-1,)}
+NOT_POINTWISE = {"MultiheadAttention", "GLU", "Softmax2d"}
+HOMOGENEOUS = {"ReLU", "LeakyReLU", "PReLU", "RReLU"}
+ALL = sorted(set(nn.modules.activation.__all__) - NOT_POINTWISE)
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    name: getattr(F, name)
+    for name in (
+        "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu sigmoid "
+        "silu softplus softshrink softsign tanh tanhshrink"
+    ).split()
+}
+
+
+def assert_sound(build: Callable[[], nn.Module], name: str, width: int = 3, orbit: int | None = None) -> None:
+    case = Case(f"activation_{name}", build, normal(40, width, scale=4.0), 0)
+    model = case.module()
+    state = dict(model.state_dict())
+    group = tg.infer(model, case.example())
+    if orbit is not None:
+        assert group.orbit_dimension(state) == orbit
+    for seed in range(3):
+        moved = group.act(group.random(torch.Generator().manual_seed(seed)), state)
+        old, new = (evaluate64(model, s, case.example(4)) for s in (state, moved))
+        assert relative_defect(old, new) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_module_in_one_hidden_layer(name: str) -> None:
+    activation = getattr(nn, name)
+    args = ARGUMENTS.get(name, ())
+    assert_sound(lambda: mlp(3, 5, 2, act=lambda: activation(*args)), name, orbit=5 if name in HOMOGENEOUS else None)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_module_twice_with_a_skip(name: str) -> None:
+    activation = getattr(nn, name)
+    args = ARGUMENTS.get(name, ())
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.inner, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.act = activation(*args)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.act(self.read(x))
+            return self.out(x + self.act(self.inner(x)))
+
+    assert_sound(Block, f"skip_{name}")
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_function(name: str) -> None:
+    assert_sound(lambda: mlp(3, 5, 2, act=lambda: Fn(FUNCTIONS[name])), f"function_{name}")
+
+
+@pytest.mark.parametrize("name", ["ReLU", "ReLU6", "SiLU", "Hardtanh", "ELU"])
+def test_in_place(name: str) -> None:
+    assert_sound(lambda: mlp(3, 5, 2, act=lambda: getattr(nn, name)(inplace=True)), f"in_place_{name}")
+
+
+def test_glu_halves() -> None:
+    assert_sound(lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(-1), nn.Linear(4, 2)), "glu", orbit=4)
+
+
+def test_softmax_over_channels_of_images() -> None:
+    case = Case(
+        "activation_softmax2d",
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 1), nn.Softmax2d(), nn.Conv2d(4, 2, 1)),
+        normal(4, 2, 3, 3),
+        0,
+    )
+    model = case.module()
+    group = tg.infer(model, case.example())
+    moved = group.act(group.random(torch.Generator().manual_seed(1)), dict(model.state_dict()))
+    old, new = (evaluate64(model, s, case.example(4)) for s in (dict(model.state_dict()), moved))
+    assert relative_defect(old, new) <= 1e-12
