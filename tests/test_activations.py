@@ -14,16 +14,18 @@ import torchgauge as tg
 from tests.zoo.blocks import Fn, mlp, normal
 from tests.zoo.case import Case, evaluate64, relative_defect
 
-ARGUMENTS: dict[str, tuple[Any, ...]] = {"Threshold": (0.1, 20.0), "Softmax": (-1,), "LogSoftmax": (-1,), "Softmin": (-1,)}
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "Threshold": (0.1, 20.0),
+    "Softmax": (-1,),
+    "LogSoftmax": (-1,),
+    "Softmin": (-1,),
+}
 NOT_POINTWISE = {"MultiheadAttention", "GLU", "Softmax2d"}
 HOMOGENEOUS = {"ReLU", "LeakyReLU", "PReLU", "RReLU"}
 ALL = sorted(set(nn.modules.activation.__all__) - NOT_POINTWISE)
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     name: getattr(F, name)
-    for name in (
-        "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu sigmoid "
-        "silu softplus softshrink softsign tanh tanhshrink"
-    ).split()
+    for name in ["celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink"]
 }
 
 

@@ -44,7 +44,9 @@ def test_smooth_mlp_has_none(act: type[nn.Module]) -> None:
     assert (found.nullity, found.parameters, found.dead) == (0, 37, 0)
 
 
-@pytest.mark.parametrize(("widths", "seed", "expected"), [((2, 3, 1), 0, 3), ((4, 8, 8, 2), 0, 16), ((4, 8, 8, 2), 3, 16)])
+@pytest.mark.parametrize(
+    ("widths", "seed", "expected"), [((2, 3, 1), 0, 3), ((4, 8, 8, 2), 0, 16), ((4, 8, 8, 2), 3, 16)]
+)
 def test_relu_mlp_has_one_per_unit(widths: tuple[int, ...], seed: int, expected: int) -> None:
     # seeds without units that are always on, dead or never co-active; many inputs, or regions are missed
     found = nullity(stack(*widths, act=nn.ReLU), vectors(widths[0], 64, 4.0), seed=seed, oversample=20)

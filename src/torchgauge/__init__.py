@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchgauge import errors
     from torchgauge.certify import Certificate, certify
-    from torchgauge.gauge import Element, Factor, GaugeGroup
+    from torchgauge.gauge import Element, GaugeGroup
     from torchgauge.infer import infer
+    from torchgauge.values import Factor
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,7 @@ __all__ = ["Certificate", "Element", "Factor", "GaugeGroup", "__version__", "cer
 _HOME = {
     "infer": "torchgauge.infer",
     "GaugeGroup": "torchgauge.gauge",
-    "Factor": "torchgauge.gauge",
+    "Factor": "torchgauge.values",
     "Element": "torchgauge.gauge",
     "certify": "torchgauge.certify",
     "Certificate": "torchgauge.certify",

@@ -10,53 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchgauge import factors as describe
 from torchgauge.action.coordinates import decode, encode
 from torchgauge.action.frame_action import FrameElement, FrameStage
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.groups import matrices
 from torchgauge.spaces.constraints import Program
+from torchgauge.values import Factor, Rigid
 
 Params = Mapping[str, Tensor]
 FRAMES, SHIFTS, INVISIBLE = range(3)
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One factor of the gauge group.
-
-    Attributes:
-        name: where it acts, for a reader.
-        kind: "GL", "O", "O1" (rotations that fix the vector of ones), "complex" (rotary pairs), "permutation", "sign",
-            "scale", "gain", "shift", "unreachable" or "invisible".
-        size: what it acts on: n for GL(n), O(n), S_n; the number of scales, signs or shifts; with several copies,
-            the size of one.
-        copies: how many independent copies (heads, groups).
-        dimension: of the Lie group, all copies together.
-        components: discrete pieces, e.g. {"8!": 2}.
-        parameters: names of the parameters it moves.
-        sources: places in the model's source where it arises.
-        exact: False for a symmetry only as ε → 0.
-    """
-
-    name: str
-    kind: str
-    size: int
-    copies: int
-    dimension: int
-    components: dict[str, int]
-    parameters: tuple[str, ...]
-    sources: tuple[str, ...] = ()
-    exact: bool = True
-
-
-@dataclass(frozen=True)
-class Rigid:
-    """A space that lost frames: which, why, and where."""
-
-    space: str
-    reason: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -94,14 +58,71 @@ class GaugeGroup:
         ties: Mapping[str, str],
         observed: tuple[str, ...],
         dropped: tuple[str, ...] = (),
-        approximate: tuple[Factor, ...] = (),
-        rigid: tuple[Rigid, ...] = (),
+        limit: FrameStage | None = None,
     ) -> None:
         self.program = program
         self.frames, self.shifts, self.invisible = frames, shifts, invisible
         self.ties = dict(ties)
         self.observed, self.dropped = observed, dropped
-        self.approximate, self.rigid = approximate, rigid
+        self._limit = limit
+
+    # -- description -------------------------------------------------------------------------------------------
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """All factors; those that hold only as ε → 0 (`exact` False) come last and are not part of the group."""
+        exact = [
+            *describe.frame_factors(self.frames),
+            *describe.shift_factors(self.shifts),
+            *describe.invisible_factors(self.invisible),
+        ]
+        limit = describe.approximate_factors(self.frames, self._limit) if self._limit is not None else []
+        return (*exact, *limit)
+
+    @cached_property
+    def rigid(self) -> tuple[Rigid, ...]:
+        """Where frames were lost and why, unknown operators first."""
+        return describe.rigid(self.frames)
+
+    @cached_property
+    def components(self) -> dict[str, int]:
+        """Number of connected components as an exact product: {"8!": 2, "2^8": 1} is (8!)² · 2⁸."""
+        total: dict[str, int] = {}
+        for factor in self.factors:
+            for base, power in factor.components.items():
+                total[base] = total.get(base, 0) + power
+        return total
+
+    @property
+    def dimension(self) -> int:
+        """Sum of the factors' dimensions: of the group, an upper bound for its orbits."""
+        return sum(f.dimension for f in self.factors if f.exact)
+
+    def limit(self) -> GaugeGroup:
+        """The larger group that the model has as every ε → 0."""
+        return GaugeGroup(
+            self.program,
+            self._limit or self.frames,
+            self.shifts,
+            self.invisible,
+            ties=self.ties,
+            observed=self.observed,
+            dropped=self.dropped,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything that `inspect` shows, as plain values."""
+        return {
+            "observed": list(self.observed),
+            "dropped": list(self.dropped),
+            "dimension": self.dimension,
+            "components": self.components,
+            "factors": [f.to_dict() for f in self.factors],
+            "rigid": [r.to_dict() for r in self.rigid],
+        }
+
+    def __repr__(self) -> str:
+        discrete = " · ".join(f"({b})^{n}" if n > 1 else b for b, n in self.components.items()) or "1"
+        return f"GaugeGroup({len(self.factors)} factors, dimension {self.dimension}, components {discrete})"
 
     # -- elements ----------------------------------------------------------------------------------------------
     def identity(self) -> Element:

@@ -58,4 +58,5 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
         ties=ties,
         observed=tuple(program.output_names),
         dropped=dropped,
+        limit=FrameStage(program, frame_pass, frame_pass.frames.system.solve(soft=False)),
     )

@@ -95,7 +95,12 @@ TRAPS: dict[str, Tree] = {
     "layer norm read three times": ("three_readers", ("residual", ("three_readers",))),
     "post-norm blocks": (("post_norm", ("linear", "gelu")), ("post_norm", ("attention",)), ("post_norm", ("swiglu",))),
     "pre-norm blocks": (("pre_norm", ("attention",)), ("pre_norm", ("swiglu",)), "layer_norm"),
-    "padding shortcut": ("relu", ("pad_shortcut", ("linear", "relu", "linear")), "relu", ("pad_shortcut", ("repeat_features",))),
+    "padding shortcut": (
+        "relu",
+        ("pad_shortcut", ("linear", "relu", "linear")),
+        "relu",
+        ("pad_shortcut", ("repeat_features",)),
+    ),
     "own relu beside": ("with_own_relu", "sum_of_halves"),
     "concatenated then crossed": ("repeat_features", "relu_one_half", "sum_of_halves"),
     "swapped halves added": (("bare_residual", ("swap_halves",)), "relu"),

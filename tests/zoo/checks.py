@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Solved:
         return evaluate64(self.module, state, self.case.example(batch), self.case.kwargs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def solve(name: str) -> Solved:
     case = catalogue.CASES[name]
     module = case.module()

@@ -85,11 +85,18 @@ CASES: tuple[Case, ...] = (
         row="1.5",
     ),
     Case("conv_grouped_relu", stack(conv(2, 4), nn.ReLU, conv(4, 6, 3, groups=2), nn.ReLU, conv(6, 2, 1)), MANY, 10),
-    Case("conv_maxpool_relu", stack(conv(2, 4), nn.ReLU, lambda: nn.MaxPool2d(2), FLAT, lambda: nn.Linear(16, 3)), MANY, 4),
+    Case(
+        "conv_maxpool_relu",
+        stack(conv(2, 4), nn.ReLU, lambda: nn.MaxPool2d(2), FLAT, lambda: nn.Linear(16, 3)),
+        MANY,
+        4,
+    ),
     Case("conv_maxpool", stack(conv(2, 4), lambda: nn.MaxPool2d(2), FLAT, lambda: nn.Linear(16, 3)), MANY, 8),
     Case(
         "conv_avgpool_gap",
-        stack(conv(2, 4), nn.ReLU, lambda: nn.AvgPool2d(2), lambda: nn.AdaptiveAvgPool2d(1), FLAT, lambda: nn.Linear(4, 3)),
+        stack(
+            conv(2, 4), nn.ReLU, lambda: nn.AvgPool2d(2), lambda: nn.AdaptiveAvgPool2d(1), FLAT, lambda: nn.Linear(4, 3)
+        ),
         MANY,
         4,
     ),

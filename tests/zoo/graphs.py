@@ -103,9 +103,7 @@ def on_features(fn: Callable[[Tensor, int], Tensor]) -> Callable[[Maker, int], M
 
 def halves(fn: Callable[[Tensor, Tensor, int], Tensor], widen: bool = False) -> Callable[[Maker, int], Made]:
     """A function of the two halves of the stream."""
-    return lambda m, n: (
-        None if n % 2 else (Op(lambda _, x: fn(*x.chunk(2, m.axis), m.axis)), n if widen else n // 2)
-    )
+    return lambda m, n: None if n % 2 else (Op(lambda _, x: fn(*x.chunk(2, m.axis), m.axis)), n if widen else n // 2)
 
 
 def resized(fn: Callable[[Tensor, int], Tensor], width: Callable[[int], int | None]) -> Callable[[Maker, int], Made]:

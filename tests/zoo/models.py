@@ -114,9 +114,13 @@ CASES: tuple[Case, ...] = (
     Case("mistral", hf("MistralConfig", "MistralForCausalLM", **LLAMA), WORDS, 78, batches=8),
     Case("qwen2", hf("Qwen2Config", "Qwen2ForCausalLM", **LLAMA), WORDS, 78, batches=8),
     Case("qwen3", hf("Qwen3Config", "Qwen3ForCausalLM", **LLAMA), WORDS, 76, batches=8),
-    Case("gemma2", hf("Gemma2Config", "Gemma2ForCausalLM", **LLAMA | {"tie_word_embeddings": True}), WORDS, 42, batches=8),
+    Case(
+        "gemma2", hf("Gemma2Config", "Gemma2ForCausalLM", **LLAMA | {"tie_word_embeddings": True}), WORDS, 42, batches=8
+    ),
     Case("gpt2", hf("GPT2Config", "GPT2LMHeadModel", **GPT2), WORDS, 165, row="theory 2", batches=8),
-    Case("gpt2_8_positions", hf("GPT2Config", "GPT2LMHeadModel", **GPT2 | {"n_positions": 8}), ids(8, 8), 166, batches=8),
+    Case(
+        "gpt2_8_positions", hf("GPT2Config", "GPT2LMHeadModel", **GPT2 | {"n_positions": 8}), ids(8, 8), 166, batches=8
+    ),
     Case("gpt_neox", hf("GPTNeoXConfig", "GPTNeoXForCausalLM", **NEOX), WORDS, 242, batches=10),
     Case(
         "opt",

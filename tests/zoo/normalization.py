@@ -15,7 +15,9 @@ from tests.zoo.case import Case
 EPS = 1e-5
 
 
-def between(norm: Callable[[], nn.Module], *after: Callable[[], nn.Module], bias: bool = True, wide: bool = False) -> nn.Sequential:
+def between(
+    norm: Callable[[], nn.Module], *after: Callable[[], nn.Module], bias: bool = True, wide: bool = False
+) -> nn.Sequential:
     """Linear 5 (or 7) -> 6, the norm, what comes after it, Linear 6 -> 4."""
     return nn.Sequential(nn.Linear(7 if wide else 5, 6, bias=bias), norm(), *(a() for a in after), nn.Linear(6, 4))
 
@@ -135,7 +137,15 @@ CASES: tuple[Case, ...] = (
     # batch norm in training mode (eps cannot be zero): a dead bias, gain and bias against the reader
     Case("bn_train_relu_eps", lambda: between(batch(EPS), nn.ReLU), X, 12, row="1.3", train=True, batches=3),
     Case("bn_train_gelu_eps", lambda: between(batch(EPS), nn.GELU), X, 6, row="1.3", train=True, batches=3),
-    Case("bn_train_relu_nobias_eps", lambda: between(batch(EPS), nn.ReLU, bias=False), X, 6, row="1.3", train=True, batches=3),
+    Case(
+        "bn_train_relu_nobias_eps",
+        lambda: between(batch(EPS), nn.ReLU, bias=False),
+        X,
+        6,
+        row="1.3",
+        train=True,
+        batches=3,
+    ),
     Case("bn_train_linear_eps", lambda: between(batch(EPS)), X, 18, row="1.3", train=True, batches=3),
     # batch norm in eval mode
     Case("bn_eval_relu", lambda: between(batch(EPS), nn.ReLU), X, 18, row="1.3"),
@@ -156,7 +166,9 @@ CASES: tuple[Case, ...] = (
     Case("rms_linear_eps", lambda: between(rms(EPS), bias=False, wide=True), WIDE, 21, row="1.3"),
     Case("rms_gelu", lambda: between(rms(), nn.GELU, bias=False, wide=True), WIDE, 1, row="1.3"),
     Case("rms_written_eps", lambda: between(lambda: WrittenRMS(6, EPS), bias=False, wide=True), WIDE, 21, row="1.3"),
-    Case("rms_offset_eps", lambda: between(lambda: WrittenRMS(6, EPS, 1.0), bias=False, wide=True), WIDE, 21, row="1.3"),
+    Case(
+        "rms_offset_eps", lambda: between(lambda: WrittenRMS(6, EPS, 1.0), bias=False, wide=True), WIDE, 21, row="1.3"
+    ),
     Case("rms_bias_eps", lambda: between(rms(EPS), wide=True), WIDE, 21, row="1.3"),
     Case(
         "rms_narrow_eps",
@@ -172,9 +184,19 @@ CASES: tuple[Case, ...] = (
     Case("gn_relu", lambda: between(group(2), nn.ReLU), normal(600, 5), 20, row="1.3"),
     Case("gn_gelu_eps", lambda: between(group(2, EPS), nn.GELU), X, 12, row="1.3"),
     Case("gn_conv_relu_eps", lambda: image_norm(group(2, EPS), nn.ReLU), IMAGES, 8, row="1.3"),
-    Case("in_conv_gelu_eps", lambda: image_norm(lambda: nn.InstanceNorm2d(6, affine=True), nn.GELU), IMAGES, 6, row="1.3"),
+    Case(
+        "in_conv_gelu_eps", lambda: image_norm(lambda: nn.InstanceNorm2d(6, affine=True), nn.GELU), IMAGES, 6, row="1.3"
+    ),
     Case("bn_conv_eval_relu", lambda: image_norm(lambda: nn.BatchNorm2d(6), nn.ReLU), IMAGES, 18, row="1.3"),
-    Case("bn_conv_train_relu_eps", lambda: image_norm(lambda: nn.BatchNorm2d(6), nn.ReLU), IMAGES, 12, row="1.3", train=True, batches=3),
+    Case(
+        "bn_conv_train_relu_eps",
+        lambda: image_norm(lambda: nn.BatchNorm2d(6), nn.ReLU),
+        IMAGES,
+        12,
+        row="1.3",
+        train=True,
+        batches=3,
+    ),
     Case("weight_norm", lambda: WeightNormed(), normal(96, 3), 5, row="1.3"),
     Case("weight_norm_torch", normed_rows, normal(96, 3), 5, row="1.3"),
     # streams behind norms

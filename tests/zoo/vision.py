@@ -74,7 +74,9 @@ class OptionA(nn.Module):
                 x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad), "constant", 0)
             return F.relu(out + x)
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), blocks: int = 3, channels: int = 3, classes: int = 10) -> None:
+    def __init__(
+        self, widths: tuple[int, ...] = (16, 32, 64), blocks: int = 3, channels: int = 3, classes: int = 10
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -141,12 +143,21 @@ class VGG(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in ((2, 4), (4, 5)):
-            layers += [nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if norm else []), nn.ReLU(True), nn.MaxPool2d(2, 2)]
+            layers += [
+                nn.Conv2d(a, b, 3, padding=1),
+                *([nn.BatchNorm2d(b)] if norm else []),
+                nn.ReLU(True),
+                nn.MaxPool2d(2, 2),
+            ]
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d((2, 2))
         widths = (5 * 4, 6, 6)
         self.classifier = nn.Sequential(
-            *(m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU(True), nn.Dropout())),
+            *(
+                m
+                for a, b in zip(widths, widths[1:], strict=False)
+                for m in (nn.Linear(a, b), nn.ReLU(True), nn.Dropout())
+            ),
             nn.Linear(6, 5),
         )
 

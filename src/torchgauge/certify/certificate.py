@@ -15,7 +15,8 @@ class Certificate:
     then `orbit_dimension`, `nullity`, `hidden`, `complete`, `gap` and `dead_parameters` are the twin's.
 
     Attributes:
-        defect: largest relative change of an output under a random group element of scale one, in float64.
+        defect: largest relative change of an output under a random group element of scale one, in float64, at generic
+            parameters.
         sound: no element changed an output beyond rounding, and every exact generator lies in the kernel of the
             Jacobian.
         orbit_dimension: rank of the exact generators at the generic parameters that were used.
@@ -29,6 +30,8 @@ class Certificate:
         approximate_dimension: what they would add to the rank; not in `orbit_dimension`.
         tolerance: the largest defect that still counts as rounding at scale one.
         large_defect: largest relative change under elements of a larger scale.
+        own_defect: the same as `defect` at the model's own parameters, where rounding is larger if they are small next
+            to the shifts; None for a model without weights.
         tangent_defect: largest derivative of the outputs along an exact generator, relative to that along a random
             direction of the same size.
         hidden_in: parameters that the hidden directions touch, with the share of their weight.
@@ -54,6 +57,7 @@ class Certificate:
     approximate_dimension: int = 0
     tolerance: float = 1e-11
     large_defect: float = 0.0
+    own_defect: float | None = None
     tangent_defect: float = 0.0
     hidden_in: tuple[tuple[str, float], ...] = ()
     observed: tuple[str, ...] = ()
@@ -79,7 +83,7 @@ class Certificate:
             elif isinstance(value, Certificate):
                 value = value.to_dict()
             elif key == "hidden_in":
-                value = {name: share for name, share in self.hidden_in}
+                value = dict(self.hidden_in)
             elif isinstance(value, tuple):
                 value = list(value)
             out[key] = value
@@ -87,10 +91,9 @@ class Certificate:
 
     def __str__(self) -> str:
         where = "on its small twin" if self.twin is not None else "at generic parameters"
-        lines = [
-            f"sound      {_yes(self.sound)}   relative defect {self.defect:.1e} in float64 (limit {self.tolerance:.0e}), "
-            f"{self.large_defect:.1e} under large moves"
-        ]
+        own = "" if self.own_defect is None else f", {self.own_defect:.1e} at the model's own parameters"
+        defects = f"{self.defect:.1e} in float64, {self.large_defect:.1e} under large moves{own}"
+        lines = [f"sound      {_yes(self.sound)}   relative defect {defects}"]
         if self.nullity is None:
             lines.append("complete   not measured")
         else:
@@ -101,9 +104,8 @@ class Certificate:
         if self.hidden_in:
             lines.append("hidden in  " + ", ".join(f"{name} ({share:.0%})" for name, share in self.hidden_in))
         if self.approximate:
-            lines.append(
-                f"ε-only     {self.approximate_dimension} more, approximate and not counted: {', '.join(self.approximate)}"
-            )
+            names = ", ".join(self.approximate)
+            lines.append(f"ε-only     {self.approximate_dimension} more, approximate and not counted: {names}")
         if self.dead_parameters:
             lines.append(f"dead       {self.dead_parameters} parameter entries are read by no input; not counted")
         lines.append(f"observed   {', '.join(self.observed) or 'nothing'}")

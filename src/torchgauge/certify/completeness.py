@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchgauge.certify.rank import Kernel, RowSpace, column_scales, kernel, kernel_basis, span
+from torchgauge.certify.rank import Kernel, RowSpace, column_scales, kernel, kernel_basis, span, svd
 from torchgauge.certify.subject import Evaluate, State, Subject
 
 # rows taken from one input: few, because many inputs are worth more than many outputs of one
@@ -219,9 +219,7 @@ def _dead(probe: _Probe, zero: Tensor) -> Tensor:
             state[name] = state[name].masked_fill(mask, float("nan"))
         state = subject.resolve(state)
         with torch.no_grad():
-            return all(
-                bool(o.isfinite().all()) for evaluate in probe.seen for o in evaluate(state)
-            )
+            return all(bool(o.isfinite().all()) for evaluate in probe.seen for o in evaluate(state))
 
     def mark(offset: int, mask: Tensor) -> None:
         dead[offset : offset + mask.numel()] |= mask.reshape(-1)
@@ -257,7 +255,7 @@ def _excess(probe: _Probe, found: _Found, flat: Tensor) -> Tensor:
     known = span(flat[kept] * weights[kept, None])
     null = null[kept]
     null = null - known @ (known.T @ null)
-    left, values, _ = torch.linalg.svd(null, full_matrices=False)
+    left, _ = svd(null)
     out = torch.zeros(flat.shape[0], min(found.hidden, left.shape[1]), dtype=torch.float64)
     out[kept] = left[:, : out.shape[1]]
     # back to parameters
@@ -321,4 +319,3 @@ def _shares(subject: Subject, excess: Tensor, found: _Found) -> tuple[tuple[str,
         if share >= 0.01:
             shares.append((name, round(share, 3)))
     return tuple(sorted(shares, key=lambda s: -s[1])[:8])
-

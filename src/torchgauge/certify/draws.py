@@ -15,12 +15,22 @@ from torch.utils import _pytree as pytree
 _SCALES = (1.0, 2.0, 0.5, 4.0)
 
 
-class _Lookups(TorchFunctionMode):
-    """Notes which integer tensors pick rows of a table, and of how many rows."""
+# functions with a kink: on either side of it the network is another one
+_KINKS = (
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "threshold", "threshold_", "hardtanh",
+    "hardtanh_", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "abs", "clamp", "clip", "clamp_min",
+    "clamp_max", "maximum", "minimum", "max", "amax", "max_pool1d", "max_pool2d", "max_pool3d", "topk", "sort", "celu",
+    "elu", "selu", "adaptive_max_pool2d",
+)  # fmt: skip
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which integer tensors pick rows of a table, of how many rows, and whether a function with a kink ran."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[Tensor, int]] = []
+        self.kinks = False
 
     def _note(self, index: Any, table: Any) -> None:
         if isinstance(index, Tensor) and isinstance(table, Tensor) and not index.is_floating_point() and table.ndim > 0:
@@ -28,11 +38,12 @@ class _Lookups(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _KINKS or name.startswith("_max_pool"):
+            self.kinks = True
         if func is torch.nn.functional.embedding or func is torch.nn.functional.embedding_bag:
             self._note(args[0] if args else kwargs.get("input"), args[1] if len(args) > 1 else kwargs.get("weight"))
-        elif func is torch.embedding and len(args) > 1:
-            self._note(args[1], args[0])
-        elif func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.int64:
+        elif func is torch.embedding or (func is Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.int64):
             self._note(args[1], args[0])
         elif func in (torch.index_select, Tensor.index_select) and len(args) > 2 and args[1] == 0:
             self._note(args[2], args[0])
@@ -75,10 +86,11 @@ class Draws:
         leaves, self._spec = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
         values = [(pytree.keystr(path).lower(), _real(leaf)) for path, leaf in leaves]
         self.example: tuple[tuple, dict] = pytree.tree_unflatten([v for _, v in values], self._spec)
-        lookups = _Lookups()
-        with torch.no_grad(), lookups:
+        watch = _Watch()
+        with torch.no_grad(), watch:
             run(*self.example)
-        self._slots = [_slot(name, value, lookups.found) for name, value in values]
+        self._slots = [_slot(name, value, watch.found) for name, value in values]
+        self.kinks = watch.kinks
         self.varied = any(s.kind in ("normal", "identifier") for s in self._slots)
 
     def next(self) -> tuple[tuple, dict]:
@@ -113,7 +125,7 @@ def _real(leaf: Any) -> Any:
     if leaf.is_floating_point():
         return torch.randn(leaf.shape).to(leaf.dtype)
     # a mask without values lets everything through; an identifier without values is the first one
-    return torch.ones(leaf.shape, dtype=leaf.dtype) if leaf.dtype == torch.bool else torch.zeros_like(leaf, device="cpu")
+    return torch.full(leaf.shape, leaf.dtype == torch.bool, dtype=leaf.dtype)
 
 
 def _slot(name: str, value: Any, lookups: list[tuple[Tensor, int]]) -> _Slot:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy import linalg
 from torch import Tensor
 
 # below this, relative to the largest, a singular value may count as zero; directions that are only soft (a
@@ -132,6 +133,17 @@ def kernel_basis(matrix: Tensor, found: Kernel) -> Tensor:
     return x
 
 
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors [P, min(P, n)] and singular values."""
+    try:
+        left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        # divide and conquer may fail on many equal singular values; the plain iteration does not
+        arrays = linalg.svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
+        left, values = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+    return left, values
+
+
 def span(vectors: Tensor) -> Tensor:
     """An orthonormal basis of the span of the columns, [P, rank].
 
@@ -145,9 +157,9 @@ def span(vectors: Tensor) -> Tensor:
         return vectors.new_zeros(vectors.shape[0], 0)
     if vectors.shape[1] > vectors.shape[0]:
         # more generators than parameters: they overlap, and their left factor is small
-        left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
+        left, values = svd(vectors)
     else:
         q, r = torch.linalg.qr(vectors)
-        inner, values, _ = torch.linalg.svd(r)
+        inner, values = svd(r)
         left = q @ inner
     return left[:, : values.numel() - cut(values).dimension].contiguous()

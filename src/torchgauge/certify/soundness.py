@@ -21,8 +21,9 @@ class Soundness:
     """Defects under random elements.
 
     Attributes:
-        defect: largest relative defect at scale one.
-        large: largest relative defect at the larger scale.
+        defect: largest relative defect at scale one, at generic parameters.
+        large: the same at the larger scale.
+        own: largest relative defect at scale one, at the model's own parameters; None where they were not moved.
         tolerance: what still counts as rounding at scale one.
         sound: no defect beyond rounding.
         notes: remarks.
@@ -32,6 +33,7 @@ class Soundness:
     large: float
     tolerance: float
     sound: bool
+    own: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -58,29 +60,36 @@ def move(
     """
     evaluates = [subject.sample() for _ in range(inputs)]
     states = [subject.generic, *([subject.own()] if own else [])]
-    worst = {1.0: 0.0, large_scale: 0.0}
+    worst = {(index, scale): 0.0 for index in range(len(states)) for scale in (1.0, large_scale)}
     tolerance, sound, notes = LIMIT, True, []
     for index, state in enumerate(states):
-        kept = [(e, y) for e in evaluates if _finite(y := _run(subject, e, state))]
+        kept = [(e, y) for e in evaluates if _finite(y := _run(e, state))]
         if not kept:
             notes.append("at the model's own parameters the outputs are not finite" if index else "no finite outputs")
             continue
-        for scale in worst:
+        for scale in (1.0, large_scale):
             for _ in range(elements):
                 moved = group.act(group.random(generator, scale=scale), state)
-                defect = _defect(subject, kept, moved)
-                worst[scale] = max(worst[scale], defect)
+                defect = _defect(kept, moved)
+                worst[index, scale] = max(worst[index, scale], defect)
                 if defect > LIMIT:
                     # far from the identity rounding grows: measure by how much before calling it a defect
-                    rounding = _defect(subject, kept[:1], _jitter(moved, subject, generator), moved)
+                    rounding = _defect(kept[:1], _jitter(moved, subject, generator), moved)
                     limit = min(max(LIMIT, 1e3 * rounding), 1e-6)
                     sound &= defect <= limit
                     if scale == 1.0:
                         tolerance = max(tolerance, limit)
-    return Soundness(worst[1.0], worst[large_scale], tolerance, sound, tuple(notes))
+    return Soundness(
+        defect=worst[0, 1.0],
+        large=worst[0, large_scale],
+        tolerance=tolerance,
+        sound=sound,
+        own=worst.get((1, 1.0)),
+        notes=tuple(notes),
+    )
 
 
-def _run(subject: Subject, evaluate: Evaluate, state: State) -> list[Tensor]:
+def _run(evaluate: Evaluate, state: State) -> list[Tensor]:
     with torch.no_grad():
         return evaluate(state)
 
@@ -89,15 +98,12 @@ def _finite(outputs: list[Tensor]) -> bool:
     return all(bool(o.isfinite().all()) for o in outputs)
 
 
-def _defect(
-    subject: Subject, kept: list[tuple[Evaluate, list[Tensor]]], moved: State, reference: State | None = None
-) -> float:
+def _defect(kept: list[tuple[Evaluate, list[Tensor]]], moved: State, reference: State | None = None) -> float:
     worst = 0.0
     for evaluate, y in kept:
-        before = y if reference is None else _run(subject, evaluate, reference)
-        after = _run(subject, evaluate, moved)
-        defect = numerics.relative_defect(before, after) if _finite(after) else math.inf
-        worst = max(worst, defect if math.isfinite(defect) else math.inf)
+        before = y if reference is None else _run(evaluate, reference)
+        after = _run(evaluate, moved)
+        worst = max(worst, numerics.relative_defect(before, after) if _finite(after) else math.inf)
     return worst
 
 

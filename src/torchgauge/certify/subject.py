@@ -51,9 +51,9 @@ class Subject:
             self._generic = self.resolve(numerics.randomise(self.model, self.generator))
         return self._generic
 
-    def renew(self) -> None:
-        """Moves to another generic state."""
-        self._generic = None
+    def renew(self, state: State | None = None) -> None:
+        """Moves to another generic state: to `state`, or to a random one."""
+        self._generic = state
 
     def own(self) -> State:
         """The model's own state in float64."""
@@ -162,28 +162,20 @@ def _flat(outputs: list[Tensor], scaled: bool = False) -> Tensor:
 
 def _pull(y: Tensor, leaves: list[Tensor], cotangents: Tensor) -> Tensor:
     try:
-        grads = torch.autograd.grad(
-            y, leaves, cotangents, is_grads_batched=True, allow_unused=True, retain_graph=True
-        )
+        grads = torch.autograd.grad(y, leaves, cotangents, is_grads_batched=True, allow_unused=True, retain_graph=True)
         n = cotangents.shape[0]
-        return torch.cat(
-            [g.reshape(n, -1) if g is not None else y.new_zeros(n, p.numel()) for g, p in zip(grads, leaves, strict=True)],
-            dim=1,
-        )
+        return torch.cat([_or_zero(g, p, n) for g, p in zip(grads, leaves, strict=True)], dim=1)
     except RuntimeError:
         # a backward formula that cannot be batched
         rows = []
         for c in cotangents:
             grads = torch.autograd.grad(y, leaves, c, allow_unused=True, retain_graph=True)
-            rows.append(
-                torch.cat(
-                    [
-                        g.reshape(-1) if g is not None else y.new_zeros(p.numel())
-                        for g, p in zip(grads, leaves, strict=True)
-                    ]
-                )
-            )
-        return torch.stack(rows)
+            rows.append(torch.cat([_or_zero(g, p, 1) for g, p in zip(grads, leaves, strict=True)], dim=1))
+        return torch.cat(rows)
+
+
+def _or_zero(grad: Tensor | None, leaf: Tensor, rows: int) -> Tensor:
+    return leaf.new_zeros(rows, leaf.numel()) if grad is None else grad.reshape(rows, -1)
 
 
 @contextmanager

@@ -38,8 +38,8 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_pos
 _AT_MOST = {
     "vocab_size": VOCABULARY, "type_vocab_size": 2, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4,
     "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "kv_lora_rank": 5, "q_lora_rank": 6, "projection_dim": 6,
-    "embedding_size": 4, "pooler_output_size": 6, "state_size": 3, "time_step_rank": 2, "num_mel_bins": 4, "patch_size": 4,
-    "first_k_dense_replace": 1, "max_window_layers": 1, "vocab_size_per_layer_input": VOCABULARY,
+    "embedding_size": 4, "pooler_output_size": 6, "state_size": 3, "time_step_rank": 2, "num_mel_bins": 4,
+    "patch_size": 4, "first_k_dense_replace": 1, "max_window_layers": 1, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
 _TOKEN = "_token_id"
 # their positions start behind the padding index
@@ -150,7 +150,7 @@ def _small_vision(config: dict[str, Any], out: dict[str, Any], layers: int) -> d
     if isinstance(sizes, list):
         stages = min(2, len(sizes))
         # a bottleneck divides its width by four
-        out["hidden_sizes"] = ([8, 12] if config.get("layer_type") == "bottleneck" else [6, 8])[:stages]
+        out["hidden_sizes"] = ([16, 24] if config.get("layer_type") == "bottleneck" else [6, 8])[:stages]
         for key in ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices"):
             out.pop(key, None)
         if isinstance(config.get("num_stages"), int):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from math import prod
 
 # A number that stands alone: `layers.3.w` has one, `conv1.w` has none.
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
@@ -14,18 +13,18 @@ _LEAF = re.compile(r"\.(weight|bias|in_proj_weight|in_proj_bias)$")
 
 def template(name: str) -> str:
     """The name with every number that stands alone replaced by `{}`."""
-    return _NUMBER.sub("{}", name)
+    return _NUMBER.sub("{}", name.replace("{}", "{ }"))
 
 
-def fold(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Patterns that stand for exactly these names, in order of first appearance, each with its count."""
+def fold(names: Iterable[str]) -> list[str]:
+    """Patterns that stand for exactly these names, in order of first appearance."""
     families: dict[str, set[tuple[int, ...]]] = defaultdict(set)
     for name in names:
         families[template(name)].add(tuple(int(n) for n in _NUMBER.findall(name)))
     return [item for shape, numbers in families.items() for item in _boxes(shape, numbers)]
 
 
-def _boxes(shape: str, numbers: set[tuple[int, ...]]) -> list[tuple[str, int]]:
+def _boxes(shape: str, numbers: set[tuple[int, ...]]) -> list[str]:
     """Covers a set of index tuples by boxes: merge, axis by axis, what agrees in all other indices."""
     boxes: list[tuple[tuple[int, ...], ...]] = sorted(tuple((n,) for n in index) for index in numbers)
     for axis in range(len(boxes[0])):
@@ -33,13 +32,11 @@ def _boxes(shape: str, numbers: set[tuple[int, ...]]) -> list[tuple[str, int]]:
         for box in boxes:
             merged[box[:axis] + box[axis + 1 :]] += box[axis]
         boxes = [(*rest[:axis], tuple(sorted(run)), *rest[axis:]) for rest, run in merged.items()]
-    patterns: list[tuple[str, int]] = []
-    for box in sorted(boxes):
-        text = shape
-        for values in box:
-            text = text.replace("{}", _run(values), 1)
-        patterns.append((text, prod(map(len, box))))
-    return patterns
+    pieces = shape.split("{}")
+    return [
+        pieces[0] + "".join(_run(values) + piece for values, piece in zip(box, pieces[1:], strict=True))
+        for box in sorted(boxes)
+    ]
 
 
 def _run(values: Sequence[int]) -> str:
@@ -57,7 +54,7 @@ def _run(values: Sequence[int]) -> str:
 def modules(parameters: Iterable[str]) -> list[str]:
     """The modules that hold these parameters, folded; those of one parent stand together: `mlp.{up, down}`."""
     families: dict[str, list[str]] = defaultdict(list)
-    for pattern, _ in fold(dict.fromkeys(_LEAF.sub("", name) for name in parameters)):
+    for pattern in fold(dict.fromkeys(_LEAF.sub("", name) for name in parameters)):
         parent, _, child = pattern.rpartition(".")
         families[parent].append(child)
     return [

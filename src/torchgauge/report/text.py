@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from torchgauge.errors import TorchGaugeError
-from torchgauge.report.view import CertifyView, InspectView, Row, Subject
+from torchgauge.report.view import CertifyView, InspectView, Subject
 
-TOUCHED = 4
-RIGID = 12
+TOUCHED = 5
+RIGID = 16
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -41,46 +41,49 @@ def _factor_table(view: InspectView) -> RenderableType:
     if not view.rows:
         return Text("No parameter symmetry: every space is rigid.\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("factor", overflow="fold")
+    table.add_column("factor on", overflow="fold")
     table.add_column("group", overflow="fold")
     table.add_column("×", justify="right", no_wrap=True)
     table.add_column("dimension", justify="right", no_wrap=True)
     table.add_column("components", overflow="fold", max_width=24)
     for row in view.rows:
-        total = f"{row.count * row.dimension:,}"
-        components = row.components if row.count == 1 or row.components == "1" else f"({row.components})^{row.count}"
-        table.add_row(_where(row), row.group + ("" if row.exact else " ≈"), str(row.count), total, components)
+        group = row.group + ("" if row.exact else " ≈")
+        table.add_row(_where(row.touches), group, str(row.count), f"{row.dimension:,}", row.components)
     return table
 
 
-def _where(row: Row) -> Text:
-    """The name of a factor, and under it the modules it touches."""
-    shown = list(row.touches[:TOUCHED])
-    if len(row.touches) > TOUCHED:
-        shown.append(f"… and {len(row.touches) - TOUCHED} more")
-    return Text.assemble(row.name, *((f"\n  {line}", "dim") for line in shown))
+def _where(touches: tuple[str, ...]) -> str:
+    more = len(touches) - TOUCHED
+    return "\n".join(touches[:TOUCHED]) + (f"\n… and {more} more" if more > 0 else "")
 
 
 def _summary(view: InspectView) -> RenderableType:
     factors = sum(row.count for row in view.rows)
     lines = [f"\n{factors:,} factors; dimensions add up to {view.dimension:,}; components: {view.components}"]
     if any(not row.exact for row in view.rows):
-        lines.append("≈ approximate: exact only without the ε of a normalisation.")
+        lines.append("≈ holds only as far as the ε of a normalisation can be neglected; not counted.")
     return Text("\n".join(lines) + "\n")
 
 
 def _rigid_table(view: InspectView) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("rigid", overflow="fold", ratio=4)
-    table.add_column("why", overflow="fold", ratio=5)
-    table.add_column("where", overflow="fold", ratio=5)
+    table.add_column("rigid or narrowed", overflow="fold", ratio=1)
+    table.add_column("why, and where", overflow="fold", ratio=1)
     for row in view.rigid[:RIGID]:
-        where = row.sources[0] if row.sources else ""
-        extra = f" (+{len(row.sources) - 1})" if len(row.sources) > 1 else ""
-        times = f"  ×{row.count}" if row.count > 1 else ""
-        table.add_row(row.space + times, row.reason, where + extra)
+        times = f" ×{row.count}" if row.count > 1 else ""
+        style = "bold red" if row.reason.startswith("no rule") else ""
+        why = Text.assemble(row.reason, ("\n" + row.source if row.source else "", "dim"))
+        table.add_row(_short(row.space) + times, why, style=style)
     hidden = len(view.rigid) - RIGID
     return Group(table, Text(f"… and {hidden} more (--json lists all)\n" if hidden > 0 else ""))
+
+
+def _short(space: str, width: int = 56) -> str:
+    """The first few names of a long list in braces."""
+    if len(space) <= width or ", " not in space[:width]:
+        return space
+    kept = space[: space[:width].rindex(", ")] + ", …"
+    return kept + "}" * (kept.count("{") - kept.count("}"))
 
 
 def _list(names: tuple[str, ...], n: int = 8) -> str:

@@ -11,7 +11,8 @@ from torchgauge.report.fold import fold, modules, template
 
 if TYPE_CHECKING:
     from torchgauge.certify import Certificate
-    from torchgauge.gauge import Factor, GaugeGroup
+    from torchgauge.gauge import GaugeGroup
+    from torchgauge.values import Factor, Rigid
 
 SCHEMA_VERSION = 1
 
@@ -39,25 +40,33 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """Factors of the same kind at the same place of repeated layers."""
+    """Factors of one kind and size that act at the same place of repeated layers.
 
-    name: str
+    Attributes:
+        touches: the modules whose parameters move, folded.
+        count: how many factors.
+        group: one of them, as in `GL(4) × 8`.
+        dimension: of all of them together.
+        components: of all of them together.
+        exact: False for what holds only as a normalisation's ε → 0.
+    """
+
+    touches: tuple[str, ...]
     count: int
     group: str
     dimension: int
     components: str
-    touches: tuple[str, ...]
     exact: bool
 
 
 @dataclass(frozen=True)
 class RigidRow:
-    """A space that keeps its coordinates."""
+    """What took frames away from a space, at the same place of repeated layers."""
 
     space: str
     count: int
     reason: str
-    sources: tuple[str, ...]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def view_group(subject: Subject, group: GaugeGroup) -> InspectView:
         subject,
         tuple(_rows(group.factors)),
         tuple(_rigid(group.rigid)),
-        sum(factor.dimension for factor in group.factors),
+        group.dimension,
         show_components(group.components),
         tuple(group.observed),
         tuple(group.dropped),
@@ -126,52 +135,38 @@ def _rows(factors: Sequence[Factor]) -> list[Row]:
     for factor in factors:
         touched = tuple(sorted({template(name) for name in factor.parameters}))
         discrete = tuple(sorted(factor.components.items()))
-        shape = (factor.kind, factor.size, factor.copies, factor.dimension, factor.exact, discrete)
-        alike[(template(factor.name), *shape, touched)].append(factor)
-    rows: list[Row] = []
-    for members in alike.values():
-        first = members[0]
-        names = fold(factor.name for factor in members)
-        same_names = sum(count for _, count in names) != len(members)
-        for name, count in [(names[0][0], len(members))] if same_names else names:
-            inside = members if len(names) == 1 or same_names else _matching(members, name)
-            touches = modules(parameter for factor in inside for parameter in factor.parameters)
-            components = show_components(first.components)
-            label = show_group(first.kind, first.size, first.copies)
-            rows.append(Row(name, count, label, first.dimension, components, tuple(touches), first.exact))
-    return rows
+        key = (factor.kind, factor.size, factor.copies, factor.dimension, factor.exact, discrete, touched)
+        alike[key].append(factor)
+    return [_row(members) for members in alike.values()]
 
 
-def _matching(members: Sequence[Factor], pattern: str) -> list[Factor]:
-    names = set(expand(pattern))
-    return [factor for factor in members if factor.name in names]
+def _row(members: Sequence[Factor]) -> Row:
+    first, count = members[0], len(members)
+    return Row(
+        tuple(modules(name for factor in members for name in factor.parameters)),
+        count,
+        show_group(first.kind, first.size, first.copies),
+        count * first.dimension,
+        show_components({base: power * count for base, power in first.components.items()}),
+        first.exact,
+    )
 
 
-def expand(pattern: str) -> list[str]:
-    """The names that a pattern stands for: the inverse of `fold`."""
-    head, brace, tail = pattern.partition("{")
-    if not brace:
-        return [pattern]
-    inside, _, rest = tail.partition("}")
-    if not inside[:1].isdigit():
-        return [head + brace + item for item in expand(tail)]
-    values: list[int] = []
-    for part in inside.split(","):
-        low, _, high = part.partition("-")
-        values.extend(range(int(low), int(high or low) + 1))
-    return [f"{head}{value}{item}" for value in values for item in expand(rest)]
-
-
-def _rigid(rigid: Sequence[Any]) -> list[RigidRow]:
-    alike: dict[tuple[str, str], list[Any]] = defaultdict(list)
+def _rigid(rigid: Sequence[Rigid]) -> list[RigidRow]:
+    alike: dict[tuple[str, ...], dict[tuple[str, str], list[str]]] = defaultdict(dict)
     for entry in rigid:
-        alike[(template(entry.space), template(entry.reason))].append(entry)
+        cause, _, change = entry.reason.rpartition(": ")
+        states = change.split(" → ") if cause and " → " in change else []
+        cause = cause if states else entry.reason
+        key = (template(entry.space), template(cause), template(entry.source))
+        alike[key].setdefault((entry.space, entry.source), [cause]).extend(states)
     rows: list[RigidRow] = []
-    for members in alike.values():
-        names = fold(entry.space for entry in members)
-        reason = fold(entry.reason for entry in members)[0][0]
-        sources = tuple(pattern for pattern, _ in fold(e.source for e in members if e.source))
-        rows.append(RigidRow(", ".join(pattern for pattern, _ in names[:3]), len(members), reason, sources))
+    for places in alike.values():
+        cause, *steps = next(iter(places.values()))
+        # one cause may narrow a space in several steps: its first and its last state tell
+        reason = f"{cause}: {steps[0]} → {steps[-1]}" if steps else cause
+        space = ", ".join(fold(space for space, _ in places))
+        rows.append(RigidRow(space, len(places), reason, ", ".join(fold(source for _, source in places))))
     return rows
 
 

@@ -26,6 +26,9 @@ _FULL = ("full", "full_like", "new_full")
 SHAPE_ONLY = frozenset(_LIKE) | frozenset(_FULL) | {"empty_like", "new_empty", "empty", "new_empty_strided"}
 """Operators whose result does not depend on the numbers of their tensor argument."""
 
+BY_FIRST = frozenset({"type_as", "expand_as", "view_as", "reshape_as", "to"})
+"""Operators that take no numbers from their further tensor arguments, only a type or a shape."""
+
 _SAME = ("clone", "alias", "detach", "contiguous", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "type_as", "lift")
 
 
@@ -140,6 +143,12 @@ class Constants:
         if _size(node) > LIMIT:
             return None
         values: dict[Node, object] = {}
+        if name_of(node) in BY_FIRST and len(node.all_input_nodes) > 1:
+            first = self._evaluate(self.resolve(node.all_input_nodes[0]), exact)
+            if not isinstance(first, torch.Tensor):
+                return None
+            shape = node.meta["val"].shape
+            return first.reshape(shape) if first.numel() == prod(shape) else first.expand(shape)
         for n in node.all_input_nodes:
             values[n] = self._evaluate(self.resolve(n), exact)
             if values[n] is None:

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
 from torchgauge.rules import registry
-from torchgauge.rules.constants import SHAPE_ONLY, Constants, name_of
+from torchgauge.rules.constants import BY_FIRST, SHAPE_ONLY, Constants, name_of
 from torchgauge.rules.decompose import decompose
 from torchgauge.rules.recognise import Recogniser
 from torchgauge.spaces.constraints import Builder, Coordinate, Opaque, Profile, Program, Tensor
@@ -196,7 +196,8 @@ class Lowering:
     def _is_constant(self, node: Node) -> bool:
         if name_of(node) in SHAPE_ONLY:
             return True
-        return all(_is_const(self.env.get(n)) for n in node.all_input_nodes)
+        read = node.all_input_nodes[:1] if name_of(node) in BY_FIRST else node.all_input_nodes
+        return all(_is_const(self.env.get(n)) for n in read)
 
     def _constant(self, node: Node) -> Any:
         value = node.meta.get("val")

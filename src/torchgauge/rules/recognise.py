@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph, Node
 
+from torchgauge.rules import axes
 from torchgauge.rules.constants import Constants, name_of
 from torchgauge.rules.rotary import Rotary
+from torchgauge.spaces.constraints import Tensor
 
 if TYPE_CHECKING:
     from torchgauge.rules.lower import Lowering
@@ -67,8 +69,9 @@ class Recogniser:
                 return normed
         found = self.rotary.match(ctx.env, node)
         if found is not None:
-            source, layout = found
-            return ctx.b.rotate(ctx.env[source], layout)
+            source, (before, after) = found
+            turned = ctx.b.rotate(ctx.env[source], before)
+            return turned if before == after else _sorted(ctx, turned, after)
         return None
 
     # -- norms -------------------------------------------------------------------------------------------------
@@ -242,6 +245,14 @@ class Recogniser:
             or (name_of(u) in (*_CASTS, *_VIEWS, "add", "masked_fill", "where") and self.feeds_softmax(u))
             for u in node.users
         )
+
+
+def _sorted(ctx: Lowering, x: Tensor, layout: str) -> Tensor:
+    """The entries of the last dimension brought from one layout of planes to the other."""
+    *rest, d = x.shape
+    pairs = (d // 2, 2) if layout == "half" else (2, d // 2)
+    y = axes.reshape(ctx.b, x, (*rest, *pairs))
+    return axes.reshape(ctx.b, axes.transpose(ctx.b, y, -1, -2), x.shape)
 
 
 def strip(node: Any, names: tuple[str, ...] = _CASTS) -> Node:

@@ -19,6 +19,15 @@ from torch.fx.node import map_aggregate
 from torchgauge.rules.constants import Constants, name_of, run_node
 
 Layout = Literal["half", "interleaved"]
+Layouts = tuple[Layout, Layout]
+"""How the planes lie in the tensor that is turned and in the result (some models sort the entries on the way)."""
+
+ORDERS: tuple[Layouts, ...] = (
+    ("half", "half"),
+    ("interleaved", "interleaved"),
+    ("interleaved", "half"),
+    ("half", "interleaved"),
+)
 
 MAX_NODES = 48
 TOLERANCE = 1e-6
@@ -46,12 +55,12 @@ class Rotary:
 
     constants: Constants
     _keys: dict[Node, str] = field(default_factory=dict)
-    _judged: dict[str, Layout | None] = field(default_factory=dict)
+    _judged: dict[str, Layouts | None] = field(default_factory=dict)
     _order: dict[Node, int] = field(default_factory=dict)
     _fused: set[Node] = field(default_factory=set)
 
-    def match(self, env: dict[Node, Any], node: Node) -> tuple[Node, Layout] | None:
-        """The tensor that `node` is the rotation of, and the layout; None if it is none."""
+    def match(self, env: dict[Node, Any], node: Node) -> tuple[Node, Layouts] | None:
+        """The tensor that `node` is the rotation of, and the layouts; None if it is none."""
         if not self._promising(env, node):
             return None
         region: list[Node] = []
@@ -61,10 +70,10 @@ class Rotary:
             key = self._signature(env, region, source)
             if key not in self._judged:
                 self._judged[key] = self._judge(env, region, source)
-            layout = self._judged[key]
-            if layout is not None:
+            layouts = self._judged[key]
+            if layouts is not None:
                 self._fused.add(node)
-                return source, layout
+                return source, layouts
         return None
 
     def _promising(self, env: dict[Node, Any], node: Node) -> bool:
@@ -111,7 +120,7 @@ class Rotary:
         return self._order
 
     # -- judging by numbers --------------------------------------------------------------------------------------
-    def _judge(self, env: dict[Node, Any], region: list[Node], source: Node) -> Layout | None:
+    def _judge(self, env: dict[Node, Any], region: list[Node], source: Node) -> Layouts | None:
         generator = torch.Generator().manual_seed(1)
         trials = []
         for _ in range(2):
@@ -120,10 +129,10 @@ class Rotary:
             if not isinstance(y, torch.Tensor) or y.shape != x.shape or y.is_complex():
                 return None
             trials.append((x, y))
-        for layout in ("half", "interleaved"):
-            factors = [_planes(y, layout) / _planes(x, layout) for x, y in trials]
+        for before, after in ORDERS:
+            factors = [_planes(y, after) / _planes(x, before) for x, y in trials]
             if _turns(factors[0], factors[1]):
-                return layout
+                return before, after
         return None
 
     def _run(self, env: dict[Node, Any], region: list[Node], source: Node, x: torch.Tensor) -> object:

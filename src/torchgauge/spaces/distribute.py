@@ -93,9 +93,10 @@ class _Distributor:
         if t.shape[dim] == 1:
             return t
         shape = tuple(stop - start if i == dim else n for i, n in enumerate(t.shape))
+        if self._static(t):
+            return self._add(c.Slice(self._new(t, shape), t, dim, start, stop))
         if t.role != "data":
-            out = self._new(t, shape)
-            return self._add(c.Slice(out, t, dim, start, stop)) if t.role == "param" else None
+            return None
         if not self._sole(t):
             return None
         k = self.makers[t]
@@ -124,8 +125,10 @@ class _Distributor:
             shape = (*t.shape[:dim], *(1 for _ in sizes), *t.shape[dim + 1 :])
             return self._add(c.Reshape(self._new(t, shape), t))
         shape = (*t.shape[:dim], *sizes, *t.shape[dim + 1 :])
+        if self._static(t):
+            return self._add(c.Reshape(self._new(t, shape), t))
         if t.role != "data":
-            return self._add(c.Reshape(self._new(t, shape), t)) if t.role == "param" else None
+            return None
         if not self._sole(t):
             return None
         k = self.makers[t]

@@ -416,6 +416,13 @@ class FramePass:
         return charge + self.frames.total(p) + self.frames.total(q), True
 
     def _free_legs(self, axes: list[Axis], index: frozenset[Axis]) -> None:
+        roots = [a.root for a in axes]
+        plain = all(a.parent is None and not (a.views or a.factors or a.summands or a.view_of) for a in axes)
+        if len(axes) > 1 and plain:
+            # several free dimensions are one space until something tells them apart
+            whole = Axis(prod(a.size for a in roots), roots[0].name, views=tuple(roots), depends=index)
+            for root in roots:
+                root.view_of = whole
         for axis in axes:
             for g in axis.ground():
                 whole = g.view_of.root if g.view_of is not None else g

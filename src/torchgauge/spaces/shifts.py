@@ -290,6 +290,9 @@ class ShiftPass:
         # undo views: the sources must cancel before them already
         while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
             t = made.x
+        if isinstance(made, c.Concat):
+            self._stop_pieces(made)
+            return
         arrived = self.terms(t)
         terms = {s: arrived[s] for s in terms if s in arrived}
         wide = frozenset().union(*(term.varies for term in terms.values()))
@@ -304,6 +307,17 @@ class ShiftPass:
             return
         for s in terms:
             self._kill(s, set())
+
+    def _stop_pieces(self, k: c.Concat) -> None:
+        """Every piece of a concatenation must stand still."""
+        for x in k.xs:
+            own = self.sources.get((k, self.bare(x)))
+            if own is not None:
+                self._kill(own, set())
+            else:
+                self._stop(x, None)
+        if any(s not in self.dead for s in self._through(k)):
+            self.zero.add(k.out)
 
     def _kill(self, s: Source, seen: set[Source]) -> None:
         if s in seen:

@@ -1,0 +1,149 @@
+"""What a solved group consists of, as values to read: its factors, its components, and what is rigid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from math import prod
+
+from torchgauge.action.frame_action import FrameStage, depends, var_axes
+from torchgauge.action.invisible_action import InvisibleStage, Writer
+from torchgauge.action.shift_action import ShiftStage, param_of
+from torchgauge.groups import matrices
+from torchgauge.spaces.axes import Axis, Kind
+from torchgauge.spaces.charges import Var
+from torchgauge.spaces.constraints import Program
+from torchgauge.spaces.shifts import Source
+from torchgauge.values import Factor, Rigid
+
+KINDS = {Kind.COMPLEX_HALF: "complex", Kind.COMPLEX_INTERLEAVED: "complex"}
+CONNECTED = {"GL": 2, "O": 2, "O1": 2, "complex": 1}
+"""Connected components of one copy."""
+
+
+def frame_factors(stage: FrameStage) -> list[Factor]:
+    """Matrices, permutations, scales and signs."""
+    touched = _touched(stage)
+    out = [_matrix_factor(r, touched[r]) for r in stage.vectors]
+    out += [_permutation_factor(r, touched[r]) for r in stage.indices]
+    out += [_charge_factor(stage, v, odd=False) for v in stage.log_vars]
+    out += [_charge_factor(stage, v, odd=True) for v in stage.sign_vars]
+    return out
+
+
+def _touched(stage: FrameStage) -> dict[Axis, tuple[str, ...]]:
+    found: dict[Axis, dict[str, None]] = {}
+    for name, blocks in stage.layout.items():
+        for block in blocks:
+            for leg in block.legs:
+                found.setdefault(leg.root, {})[_learnable(stage.program, name)] = None
+    return {root: tuple(names) for root, names in found.items()}
+
+
+def _learnable(program: Program, key: str) -> str:
+    return program.coordinates[key].name if key in program.coordinates else key.removeprefix("buffer:")
+
+
+def _matrix_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
+    kind, copies = KINDS.get(root.kind, root.kind.value), prod(d.size for d in depends(root))
+    dimension = copies * matrices.dimension(root.kind.value, root.size)
+    sheets = CONNECTED[kind] if not (kind == "O1" and root.size < 2) else 1
+    components = {str(sheets): copies} if sheets > 1 else {}
+    return Factor(place(parameters), kind, root.size, copies, dimension, components, parameters, _sources(root))
+
+
+def _permutation_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
+    copies = prod(d.size for d in depends(root))
+    components = {f"{root.size}!": copies}
+    return Factor(place(parameters), "permutation", root.size, copies, 0, components, parameters, _sources(root))
+
+
+def _charge_factor(stage: FrameStage, var: Var, *, odd: bool) -> Factor:
+    parameters = tuple(
+        dict.fromkeys(
+            _learnable(stage.program, name)
+            for name, blocks in stage.rows.items()
+            for terms in blocks
+            for _, logs, odds in terms
+            if var in (odds if odd else logs)
+        )
+    )
+    size = prod(a.size for a in var_axes(var))
+    kind = "sign" if odd else "scale"
+    components = {f"2^{size}": 1} if odd else {}
+    sources = (var.origin,) if var.origin else ()
+    return Factor(place(parameters), kind, size, 1, 0 if odd else size, components, parameters, sources)
+
+
+def shift_factors(stage: ShiftStage) -> list[Factor]:
+    """Shifts of biases and unreachable directions of readers."""
+    return [_shift_factor(stage, s) for s in stage.shifts.free]
+
+
+def _shift_factor(stage: ShiftStage, source: Source) -> Factor:
+    name = _learnable(stage.shifts.program, param_of(stage.shifts.makers, source.tensor).name)
+    others = [s for s, (_, terms) in stage.shifts.solved.items() if source in terms]
+    absorbed = [_learnable(stage.shifts.program, param_of(stage.shifts.makers, s.tensor).name) for s in others]
+    parameters = tuple(dict.fromkeys([name, *absorbed]))
+    size = prod(stage.shape(source))
+    kind = "unreachable" if source.kind == "relation" else "shift"
+    return Factor(place(parameters), kind, size, 1, size, {}, parameters, (source.at.out.source,))
+
+
+def invisible_factors(stage: InvisibleStage) -> list[Factor]:
+    """Writers along directions that no reader sees."""
+    return [_invisible_factor(stage, w) for w in stage.writers]
+
+
+def _invisible_factor(stage: InvisibleStage, writer: Writer) -> Factor:
+    name = _learnable(stage.program, param_of(stage.shifts.makers, writer.tensor).name)
+    size = prod(writer.shape)
+    return Factor(place((name,)), "invisible", size, 1, size, {}, (name,), (writer.tensor.source,))
+
+
+def approximate_factors(exact: FrameStage, limit: FrameStage) -> list[Factor]:
+    """Scales that only a non-zero ε of some normalisation forbids."""
+    held: dict[str, int] = {}
+    for v in exact.log_vars:
+        held[v.name] = held.get(v.name, 0) + prod(a.size for a in var_axes(v))
+    missing = sum(prod(a.size for a in var_axes(v)) for v in limit.log_vars) - sum(held.values())
+    out: list[Factor] = []
+    for v in limit.log_vars:
+        size = prod(a.size for a in var_axes(v))
+        extra = min(size - min(size, held.get(v.name, 0)), missing)
+        if extra > 0:
+            factor = _charge_factor(limit, v, odd=False)
+            out.append(
+                Factor(factor.name, "scale", extra, 1, extra, {}, factor.parameters, factor.sources, exact=False)
+            )
+            missing -= extra
+    return out
+
+
+def place(parameters: Iterable[str]) -> str:
+    """A short name for where a factor acts: the common module and what differs below it."""
+    names = list(parameters)
+    if not names:
+        return "nothing"
+    if len(names) == 1:
+        return names[0]
+    common = os.path.commonprefix([n.split(".") for n in names])
+    rest = [".".join(n.split(".")[len(common) :]) for n in names]
+    shown = ", ".join(rest[:4]) + (", …" if len(rest) > 4 else "")
+    return ".".join(common) + ("." if common else "") + "{" + shown + "}"
+
+
+def _sources(root: Axis) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n.source for n in root.narrowings if n.source))
+
+
+def rigid(stage: FrameStage) -> tuple[Rigid, ...]:
+    """What took frames away: unknown operators first, then every narrowing of a space that parameters touch."""
+    out = [Rigid("everything it reads", f"no rule for {what}", where) for what, where in stage.program.opaque]
+    roots = dict.fromkeys(leg.root for blocks in stage.layout.values() for b in blocks for leg in b.legs)
+    touched = _touched(stage)
+    for root in roots:
+        for n in root.narrowings:
+            reason = f"{n.reason}: {n.before} → {n.after}"
+            out.append(Rigid(place(touched[root]), reason, n.source))
+    return tuple(dict.fromkeys(out))
