@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchgauge.errors import InputError
-from torchgauge.spaces.constraints import Coordinate, Program
+from torchgauge.spaces.constraints import Coordinate, Program, View
 
 Params = Mapping[str, Tensor]
 
@@ -32,8 +32,7 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
     out: dict[str, Tensor] = {}
     for key, coordinate in program.coordinates.items():
         value = get(coordinate.name)
-        if coordinate.view is not None:
-            shape, dim, start, stop = coordinate.view
+        for shape, dim, start, stop in coordinate.views:
             value = value.reshape(shape).narrow(dim, start, stop - start)
         if tuple(value.shape) != program.params[key].shape:
             raise InputError(
@@ -71,7 +70,7 @@ def decode(
     parts: dict[str, list[str]] = {}
     for key, coordinate in program.coordinates.items():
         value = coordinates[key]
-        if coordinate.view is not None:
+        if coordinate.views:
             parts.setdefault(coordinate.name, []).append(key)
             continue
         if coordinate.kind == "offset":
@@ -79,7 +78,8 @@ def decode(
         new[coordinate.name] = value
     canonical = _canonical(ties, params)
     for name, keys in parts.items():
-        new[name] = _joined(program, canonical[name].double(), keys, coordinates)
+        pieces = [(program.coordinates[k].views, coordinates[k]) for k in keys]
+        new[name] = _joined(canonical[name].double(), pieces)
     for key, coordinate in program.coordinates.items():
         if coordinate.kind == "batch_norm_bias":
             weight, mean, var = coordinate.refs
@@ -97,17 +97,20 @@ def decode(
     return out
 
 
-def _joined(program: Program, old: Tensor, keys: list[str], coordinates: Mapping[str, Tensor]) -> Tensor:
-    """A parameter from its moved slices; what no slice covers stays."""
-    views = sorted(((program.coordinates[k].view, k) for k in keys), key=lambda item: item[0][2])  # type: ignore[index]
-    pieces, end = [], 0
-    shape, dim = old.shape, 0
-    for view, key in views:
-        assert view is not None
-        shape, dim, start, stop = view
-        pieces += [old.reshape(shape).narrow(dim, end, start - end), coordinates[key]]
+def _joined(old: Tensor, parts: list[tuple[tuple[View, ...], Tensor]]) -> Tensor:
+    """A parameter from its moved parts; what no part covers stays."""
+    if not parts[0][0]:
+        return parts[0][1].reshape(old.shape)
+    groups: dict[View, list[tuple[tuple[View, ...], Tensor]]] = {}
+    for views, value in parts:
+        groups.setdefault(views[0], []).append((views[1:], value))
+    shape, dim = parts[0][0][0][:2]
+    whole, pieces, end = old.reshape(shape), [], 0
+    for _, _, start, stop in sorted(groups, key=lambda view: view[2]):
+        pieces.append(whole.narrow(dim, end, start - end))
+        pieces.append(_joined(whole.narrow(dim, start, stop - start), groups[shape, dim, start, stop]))
         end = stop
-    pieces.append(old.reshape(shape).narrow(dim, end, shape[dim] - end))
+    pieces.append(whole.narrow(dim, end, shape[dim] - end))
     return torch.cat(pieces, dim).reshape(old.shape)
 
 

@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 _SCALES = (1.0, 2.0, 0.5, 4.0)
 
 
+_INTEGERS = (torch.int64, torch.int32)
+
 # functions with a kink: on either side of it the network is another one
 _KINKS = (
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "threshold", "threshold_", "hardtanh",
@@ -33,7 +35,7 @@ class _Watch(TorchFunctionMode):
         self.kinks = False
 
     def _note(self, index: Any, table: Any) -> None:
-        if isinstance(index, Tensor) and isinstance(table, Tensor) and not index.is_floating_point() and table.ndim > 0:
+        if isinstance(index, Tensor) and isinstance(table, Tensor) and index.dtype in _INTEGERS and table.ndim > 0:
             self.found.append((index, int(table.shape[0])))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,7 +45,7 @@ class _Watch(TorchFunctionMode):
             self.kinks = True
         if func is torch.nn.functional.embedding or func is torch.nn.functional.embedding_bag:
             self._note(args[0] if args else kwargs.get("input"), args[1] if len(args) > 1 else kwargs.get("weight"))
-        elif func is torch.embedding or (func is Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.int64):
+        elif len(args) > 1 and (func is torch.embedding or func is Tensor.__getitem__):
             self._note(args[1], args[0])
         elif func in (torch.index_select, Tensor.index_select) and len(args) > 2 and args[1] == 0:
             self._note(args[2], args[0])

@@ -43,9 +43,8 @@ def balanced(subject: Subject, generator: torch.Generator, spread: float = 0.3) 
         for handle in handles:
             handle.remove()
     for name, shift in shifts.items():
-        moved = state[name] + shift
-        if bool(moved.isfinite().all()):
-            state[name] = moved
+        if shift.shape == state[name].shape and bool(shift.isfinite().all()):
+            state[name] = state[name] + shift
     return subject.resolve(state)
 
 

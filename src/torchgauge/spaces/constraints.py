@@ -237,6 +237,9 @@ class Opaque(Constraint):
         return self.xs
 
 
+View = tuple[tuple[int, ...], int, int, int]
+
+
 @dataclass(frozen=True)
 class Coordinate:
     """How a parameter is turned into the tensor that the constraints speak of, and back.
@@ -252,8 +255,8 @@ class Coordinate:
     offset: float = 0.0
     refs: tuple[str, ...] = ()
     eps: float = 0.0
-    view: tuple[tuple[int, ...], int, int, int] | None = None
-    """(shape, dim, start, stop): a slice of the reshaped parameter."""
+    views: tuple[View, ...] = ()
+    """Steps (shape, dim, start, stop) that lead from the parameter to a part of it: reshape, then slice."""
 
 
 @dataclass

@@ -15,7 +15,12 @@ from torchgauge.spaces.directions import _groups
 
 def distribute(program: c.Program) -> c.Program:
     """An equal program in which views stand on parameters wherever they can."""
-    return _split_parameters(_Distributor(program).run())
+    program = _Distributor(program).run()
+    while True:
+        split = _split_parameters(program)
+        if split is program:
+            return program
+        program = split
 
 
 class _Distributor:
@@ -219,6 +224,7 @@ def _split_parameters(program: c.Program) -> c.Program:
         if found is None:
             continue
         shape, path, slices = found
+        origin = coordinates[name]
         del params[name], coordinates[name]
         replaced.update(dict.fromkeys(path))
         for k in slices:
@@ -227,7 +233,7 @@ def _split_parameters(program: c.Program) -> c.Program:
             if part not in params:
                 view = (shape, k.dim, k.start, k.stop)
                 params[part] = c.Tensor(k.out.shape, "param", part, tensor.source)
-                coordinates[part] = c.Coordinate(name, view=view)
+                coordinates[part] = replace(origin, views=(*origin.views, view))
             renamed[k.out] = params[part]
     if not renamed:
         return program

@@ -260,7 +260,10 @@ class FramePass:
         base = next((x for x, zero in zip(xs, empty, strict=True) if not zero), xs[0])
         for x, zero in zip(xs, empty, strict=True):
             dim = x.dims[k.dim]
-            axis = product_axis(tuple(dim), k.out.name) if dim else Axis(1, k.out.name, Kind.INDEX, pinned=True)
+            if dim:
+                axis = product_axis(tuple(dim), k.out.name)
+            else:
+                axis = Axis(1, k.out.name, fresh=True, void=True) if zero else Axis(1, k.out.name, Kind.INDEX, True)
             excess = self._align(base, x, skip=k.dim, free=charged or zero) if x is not base else NONE
             charge = excess + base.charge
             pieces.append(self._charged(axis, charge) if charged and charge and not zero else axis)
@@ -440,6 +443,10 @@ class FramePass:
         for t, v, other, into in ((k.x, x, y, k.y), (k.y, y, x, k.x)):
             if t.role == "const":
                 return self._add_constant(t, other, k.out)
+        if "buffer" in (self._gain_tensor(k.x).role, self._gain_tensor(k.y).role):
+            # a statistic cannot be scaled, only permuted
+            self._index_all(x)
+            self.frames.system.zero(self.total(x), self.frames.reason)
         if x.dims and y.dims:
             self._bar_broadcast(x, y)
             self._bar_broadcast(y, x)
