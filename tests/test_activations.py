@@ -23,10 +23,11 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 NOT_POINTWISE = {"MultiheadAttention", "GLU", "Softmax2d"}
 HOMOGENEOUS = {"ReLU", "LeakyReLU", "PReLU", "RReLU"}
 ALL = sorted(set(nn.modules.activation.__all__) - NOT_POINTWISE)
-FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    name: getattr(F, name)
-    for name in ["celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink"]
-}
+NAMES = (
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu relu6 selu sigmoid silu "
+    "softplus softshrink softsign tanh tanhshrink"
+)
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {name: getattr(F, name) for name in NAMES.split()}
 
 
 def assert_sound(build: Callable[[], nn.Module], name: str, width: int = 3, orbit: int | None = None) -> None:

@@ -15,6 +15,9 @@ from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, kernel
 from torchgauge.certify.twin import small, twin_of
 from torchgauge.errors import InputError
 
+from . import oracle
+from .test_oracle import TinyLlama
+
 Params = dict[str, Tensor]
 
 
@@ -51,6 +54,10 @@ class Rescaling:
     @property
     def tangent_count(self) -> int:
         return self.units
+
+    @property
+    def generators(self) -> list[tuple[str, int, None, tuple[int, ...]]]:
+        return [("hidden", 0, None, (self.units,))]
 
     def tangent(self, p: Params, i: int) -> Params:
         e = torch.zeros(self.n, dtype=torch.float64)
@@ -207,6 +214,55 @@ def test_wrong_generator_of_a_large_model_is_caught() -> None:
     found = tg.certify(big, (torch.randn(8, 3),), group=Rescaling(1500, wrong=1e-4))  # pyright: ignore
     assert not found.sound
     assert found.tangent_defect > 1e-6
+
+
+# -- with the inferred group -------------------------------------------------------------------------------------
+def test_agrees_with_the_oracle_on_a_tiny_llama() -> None:
+    net, ids = TinyLlama(), torch.randint(24, (2, 6))
+    found = tg.certify(net, (ids,))
+    assert found.holds
+    assert found.defect < 1e-12
+    judged = oracle.nullity(net, lambda g: torch.randint(24, (2, 6), generator=g))
+    assert (found.nullity, found.dead_parameters) == (judged.nullity, judged.dead) == (78, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_relu_network_is_complete_at_a_balanced_point(seed: int) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    found = tg.certify(net, (torch.randn(16, 4),), seed=seed)
+    assert found.holds
+    assert found.orbit_dimension == 16
+
+
+def test_epsilon_too_small_to_see_is_not_taken_for_a_symmetry() -> None:
+    net = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, eps=1e-13), nn.Linear(6, 4))
+    found = tg.certify(net, (torch.randn(12, 5),))
+    assert found.holds
+    assert found.orbit_dimension == 32
+    assert net[1].eps == 1e-13
+
+
+def test_twin_given_by_the_caller() -> None:
+    def net(n: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2))
+
+    found = tg.certify(net(1500), (torch.randn(8, 3),), twin=(net(6), (torch.randn(8, 3),), {}))
+    assert found.holds
+    assert found.twin is not None
+    assert (found.orbit_dimension, found.nullity, found.twin.parameters) == (6, 6, 38)
+    assert found.parameters == 9002
+    assert "twin" in str(found)
+
+
+def test_model_without_weights_is_certified_on_its_twin() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(num_hidden_layers=2, tie_word_embeddings=True, vocab_size=1000)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).eval()
+    found = tg.certify(model, (torch.zeros(1, 4, dtype=torch.int64),))
+    assert found.holds
+    assert found.twin is not None
+    assert any("meta" in note for note in found.notes)
 
 
 # -- draws -----------------------------------------------------------------------------------------------------

@@ -22,13 +22,11 @@ from torchgauge.spaces.constraints import (
     Contract,
     Expand,
     Gather,
-    Normalize,
     Permute,
     Pointwise,
     Profile,
     Program,
     Reshape,
-    Rotate,
     Slice,
     Spatial,
     Tensor,
@@ -276,145 +274,6 @@ def test_the_parameter_free_shortcut_of_a_residual_network_is_understood() -> No
     ]
 
 
-# -- patterns ------------------------------------------------------------------------------------------------------
-RMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "llama": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
-    "cast": lambda x: (x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype),
-    "product": lambda x: torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * x,
-    "square": lambda x: x * (1 / torch.sqrt(x.square().mean(-1, True) + 1e-6)),
-    "quotient": lambda x: x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
-    "power": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-6) ** -0.5,
-    "sum": lambda x: x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt(),
-    "norm": lambda x: x / x.norm(2, dim=-1, keepdim=True),
-    "normalize": lambda x: F.normalize(x, dim=-1),
-    "module": nn.RMSNorm(6, elementwise_affine=False),
-}
-LAYER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "var": lambda x: (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6),
-    "std": lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
-    "rsqrt": lambda x: (x - x.mean(-1, True)) * (x.var(-1, unbiased=False, keepdim=True) + 1e-6).rsqrt(),
-    "mean square": lambda x: (x - x.mean(-1, True)) / ((x - x.mean(-1, True)).pow(2).mean(-1, True) + 1e-6).sqrt(),
-    "module": nn.LayerNorm(6, elementwise_affine=False),
-}
-
-
-@pytest.mark.parametrize(("kind", "spelling"), [("rms", n) for n in RMS] + [("layer", n) for n in LAYER])
-def test_norms_are_recognised_in_every_spelling(kind: str, spelling: str) -> None:
-    program = after_linear((RMS if kind == "rms" else LAYER)[spelling], 2, 5, 6)
-    norm = only(program, Normalize)
-    assert (norm.kind, norm.dims) == (kind, (2,))
-    assert norm.x.name.startswith("add")
-    assert not kinds(program) & Counter({"Reduce": 9, "Pointwise": 9})
-
-
-def test_something_like_a_norm_is_not_taken_for_one() -> None:
-    for f in (
-        lambda x: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + 1e-6),
-        lambda x: x * torch.rsqrt(x.flip(-1).pow(2).mean(-2, keepdim=True) + 1e-6),
-        lambda x: (x - x.mean(-2, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
-        lambda x: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
-    ):
-        assert "Normalize" not in kinds(after_linear(f, 2, 5, 6))
-
-
-def angles(T: int, d: int) -> torch.Tensor:
-    return torch.arange(T)[:, None] * 100.0 ** -(torch.arange(d // 2) * 2 / d)
-
-
-def half(x: torch.Tensor) -> torch.Tensor:
-    a = angles(x.shape[-2], x.shape[-1])
-    cos, sin = torch.cat([a, a], -1).cos(), torch.cat([a, a], -1).sin()
-    x1, x2 = x.chunk(2, -1)
-    return x * cos + torch.cat([-x2, x1], -1) * sin
-
-
-def half_by_parts(x: torch.Tensor) -> torch.Tensor:
-    a = angles(x.shape[-2], x.shape[-1])
-    x1, x2 = x.chunk(2, -1)
-    return torch.cat([x1 * a.cos() - x2 * a.sin(), x2 * a.cos() + x1 * a.sin()], -1)
-
-
-def interleaved(x: torch.Tensor) -> torch.Tensor:
-    a = angles(x.shape[-2], x.shape[-1]).repeat_interleave(2, -1)
-    turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-    return x * a.cos() + turned * a.sin()
-
-
-def interleaved_by_parts(x: torch.Tensor) -> torch.Tensor:
-    a = angles(x.shape[-2], x.shape[-1])
-    x1, x2 = x[..., ::2], x[..., 1::2]
-    return torch.stack([x1 * a.cos() - x2 * a.sin(), x1 * a.sin() + x2 * a.cos()], -1).flatten(-2)
-
-
-def complex_numbers(x: torch.Tensor) -> torch.Tensor:
-    a = angles(x.shape[-2], x.shape[-1])
-    z = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2)) * torch.polar(torch.ones_like(a), a)
-    return torch.view_as_real(z).flatten(-2).type_as(x)
-
-
-ROTARY = {
-    "half": ("half", half),
-    "half by parts": ("half", half_by_parts),
-    "interleaved": ("interleaved", interleaved),
-    "interleaved by parts": ("interleaved", interleaved_by_parts),
-    "complex": ("interleaved", complex_numbers),
-}
-
-
-@pytest.mark.parametrize("spelling", ROTARY)
-def test_rotary_embeddings_are_recognised_by_their_numbers(spelling: str) -> None:
-    layout, turn = ROTARY[spelling]
-    program = after_linear(lambda y: turn(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
-    turned = only(program, Rotate)
-    assert turned.layout == layout
-    assert turned.x.shape == (2, 3, 5, 8)
-    assert kinds(program) == {"Contract": 1, "Reshape": 2, "Add": 1, "Permute": 1, "Rotate": 1}
-
-
-def test_what_is_not_a_rotation_is_not_fused() -> None:
-    def wrong_sign(x: torch.Tensor) -> torch.Tensor:
-        a = angles(x.shape[-2], x.shape[-1])
-        x1, x2 = x.chunk(2, -1)
-        return torch.cat([x1 * a.cos() + x2 * a.sin(), x2 * a.cos() + x1 * a.sin()], -1)
-
-    def uneven(x: torch.Tensor) -> torch.Tensor:
-        a = torch.cat([angles(x.shape[-2], x.shape[-1]), 2 * angles(x.shape[-2], x.shape[-1])], -1)
-        x1, x2 = x.chunk(2, -1)
-        return x * a.cos() + torch.cat([-x2, x1], -1) * a.sin()
-
-    def per_head(x: torch.Tensor) -> torch.Tensor:
-        a = torch.randn(3, 5, 8)
-        x1, x2 = x.chunk(2, -1)
-        return torch.cat([x1 * a[..., :4] - x2 * a[..., 4:], x2 * a[..., :4] + x1 * a[..., 4:]], -1)
-
-    for turn in (wrong_sign, uneven, per_head):
-        program = after_linear(lambda y, turn=turn: turn(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
-        assert "Rotate" not in kinds(program)
-
-
-def test_a_gain_stored_without_its_one_has_an_offset_coordinate() -> None:
-    model = Function(lambda m, x: x * (1.0 + m.gain.float()), gain=nn.Parameter(torch.zeros(3)))
-    coordinate = program_of(model, torch.randn(2, 3)).coordinates["gain"]
-    assert (coordinate.kind, coordinate.offset) == ("offset", 1.0)
-    model = Function(lambda m, x: x * (1.0 + m.gain) + m.gain, gain=nn.Parameter(torch.zeros(3)))
-    assert program_of(model, torch.randn(2, 3)).coordinates["gain"].kind == "plain"
-
-
-def test_batch_norm_uses_its_statistics_or_those_of_the_batch() -> None:
-    x = torch.randn(4, 3, 5, 5)
-    model = nn.Sequential(nn.BatchNorm2d(3))
-    program = program_of(model.eval(), x)
-    assert set(program.buffers) == {"0.running_var"}
-    coordinate = program.coordinates["0.bias"]
-    assert coordinate.kind == "batch_norm_bias"
-    assert coordinate.refs == ("0.weight", "0.running_mean", "0.running_var")
-    assert only(program_of(model.train(), x), Normalize).dims == (0, 2, 3)
-    twice = Function(lambda m, x: m.norm(m.norm(x)), norm=nn.BatchNorm2d(3)).eval()
-    program = program_of(twice, x)
-    assert program.coordinates["norm.bias"].kind == "plain"
-    assert set(program.buffers) == {"norm.running_mean", "norm.running_var"}
-
-
 # -- constants, masks, what is unknown --------------------------------------------------------------------------------
 def test_a_mask_of_scores_is_a_constant_to_add() -> None:
     mask = torch.ones(5, 5).tril().bool()
@@ -445,6 +304,28 @@ def test_an_unknown_operator_is_opaque_and_named_with_its_line() -> None:
     ((reason, source),) = program.opaque
     assert "sort" in reason
     assert "test_rules.py" in source
+
+
+def test_experts_picked_by_data_leave_the_other_axes_free_and_their_index_rigid() -> None:
+    def mixture(m: Any, x: torch.Tensor) -> torch.Tensor:
+        weights, index = m.router(x).softmax(-1).topk(2)
+        return (m.experts[index] @ x[:, None, :, None]).squeeze(-1).mul(weights[..., None]).sum(1)
+
+    model = Function(mixture, router=nn.Linear(3, 4), experts=nn.Parameter(torch.randn(4, 5, 3)))
+    program = program_of(model, torch.randn(6, 3))
+    assert {reason for reason, _ in program.opaque} == {"topk orders entries by value"}
+    assert only(program, Gather).out.shape == (6, 2, 5, 3)
+    assert only(program, Spatial).x.shape == (6, 2)  # the index hangs on a rigid tensor
+
+
+def test_zeros_are_followed_through_products_and_sums() -> None:
+    def first_step(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return m.inputs(x) + m.state(torch.zeros(2, 4))
+
+    model = Function(first_step, inputs=nn.Linear(3, 4), state=nn.Linear(4, 4))
+    program = program_of(model, torch.randn(2, 3))
+    assert "state.weight" not in program.params
+    assert kinds(program)["Contract"] == 1
 
 
 def test_what_no_output_reads_is_pruned() -> None:

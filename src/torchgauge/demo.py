@@ -50,10 +50,11 @@ def digits() -> Digits:
 
 
 def mlp() -> nn.Sequential:
-    """64 → 24 (ReLU) → 16 (tanh) → 10."""
+    """4 × 4 pooled pixels → 24 (ReLU) → 16 (tanh) → 10."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
+        pool=nn.AvgPool2d(2),
         flatten=nn.Flatten(),
-        hidden1=nn.Linear(64, 24),
+        hidden1=nn.Linear(16, 24),
         relu=nn.ReLU(),
         hidden2=nn.Linear(24, 16),
         tanh=nn.Tanh(),
@@ -66,15 +67,15 @@ def cnn() -> nn.Sequential:
     """Two convolutions with batch norms, average pooling and a linear layer."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         image=nn.Unflatten(1, (1, 8)),
-        conv1=nn.Conv2d(1, 8, 3, padding=1),
-        norm1=nn.BatchNorm2d(8),
+        conv1=nn.Conv2d(1, 6, 3, padding=1),
+        norm1=nn.BatchNorm2d(6),
         relu1=nn.ReLU(),
-        conv2=nn.Conv2d(8, 12, 3, padding=1),
-        norm2=nn.BatchNorm2d(12),
+        conv2=nn.Conv2d(6, 8, 3, padding=1),
+        norm2=nn.BatchNorm2d(8),
         relu2=nn.ReLU(),
-        pool=nn.AvgPool2d(2),
+        pool=nn.AvgPool2d(4),
         flatten=nn.Flatten(),
-        classes=nn.Linear(12 * 16, 10),
+        classes=nn.Linear(8 * 4, 10),
     )
     return nn.Sequential(layers)
 
@@ -154,7 +155,7 @@ def main() -> int:
     torch.manual_seed(SEED)
     try:
         data = digits()
-        networks = {"a multilayer perceptron": (mlp(), 20), "a convolutional network": (cnn(), 8)}
+        networks = {"a multilayer perceptron": (mlp(), 60), "a convolutional network": (cnn(), 15)}
         groups: dict[str, tg.GaugeGroup] = {}
         for name, (model, epochs) in networks.items():
             train(model, data, epochs)

@@ -25,6 +25,7 @@ def frame_factors(stage: FrameStage) -> list[Factor]:
     """Matrices, permutations, scales and signs."""
     touched = _touched(stage)
     out = [_matrix_factor(r, touched[r]) for r in stage.vectors]
+    out += [_shear_factor(r, touched[r]) for r in stage.sheared]
     out += [_permutation_factor(r, touched[r]) for r in stage.indices]
     out += [_charge_factor(stage, v, odd=False) for v in stage.log_vars]
     out += [_charge_factor(stage, v, odd=True) for v in stage.sign_vars]
@@ -37,6 +38,9 @@ def _touched(stage: FrameStage) -> dict[Axis, tuple[str, ...]]:
         for block in blocks:
             for leg in block.legs:
                 found.setdefault(leg.root, {})[_learnable(stage.program, name)] = None
+    for root in stage.covers:
+        assert root.quotient is not None
+        found.setdefault(root.quotient.root, {}).update(found[root])
     return {root: tuple(names) for root, names in found.items()}
 
 
@@ -50,6 +54,11 @@ def _matrix_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
     sheets = CONNECTED[kind] if not (kind == "O1" and root.size < 2) else 1
     components = {str(sheets): copies} if sheets > 1 else {}
     return Factor(place(parameters), kind, root.size, copies, dimension, components, parameters, _sources(root))
+
+
+def _shear_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
+    copies = prod(d.size for d in depends(root))
+    return Factor(place(parameters), "shear", root.size, copies, copies * root.size, {}, parameters, _sources(root))
 
 
 def _permutation_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:

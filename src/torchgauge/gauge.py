@@ -12,15 +12,23 @@ from torch import Tensor
 
 from torchgauge import factors as describe
 from torchgauge.action.coordinates import decode, encode
-from torchgauge.action.frame_action import FrameElement, FrameStage
+from torchgauge.action.frame_action import FrameElement, FrameStage, depends, sizes, var_sizes
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.groups import matrices
+from torchgauge.spaces.axes import Axis
 from torchgauge.spaces.constraints import Program
 from torchgauge.values import Factor, Rigid
 
 Params = Mapping[str, Tensor]
 FRAMES, SHIFTS, INVISIBLE = range(3)
+
+
+@dataclass(frozen=True)
+class Shear:
+    """The generators 1wᵀ in front of a layer norm."""
+
+    axis: Axis
 
 
 @dataclass(frozen=True)
@@ -185,13 +193,13 @@ class GaugeGroup:
     def generators(self) -> list[tuple[str, int, Any, tuple[int, ...]]]:
         """(factor name, stage, key, shape of the algebra coordinates) of every continuous factor."""
         out: list[tuple[str, int, Any, tuple[int, ...]]] = []
-        from torchgauge.action.frame_action import _sizes, _var_sizes, depends
-
         for r in self.frames.vectors:
-            shape = (*_sizes(depends(r)), matrices.dimension(r.kind.value, r.size))
+            shape = (*sizes(depends(r)), matrices.dimension(r.kind.value, r.size))
             out.append((f"{r.kind.value} {r.name}", FRAMES, r, shape))
+        for r in self.frames.sheared:
+            out.append((f"shear {r.name}", FRAMES, Shear(r), (*sizes(depends(r)), r.size)))
         for v in self.frames.log_vars:
-            out.append((v.name, FRAMES, v, _var_sizes(v)))
+            out.append((v.name, FRAMES, v, var_sizes(v)))
         for s in self.shifts.shifts.free:
             out.append((s.name, SHIFTS, s, self.shifts.shape(s)))
         for w in self.invisible.writers:
@@ -206,11 +214,12 @@ class GaugeGroup:
         """To first order, the action of one generator family at the given algebra coordinates."""
         if stage != FRAMES:
             return self._step(stage, {key: algebra}, coordinates)
-        from torchgauge.spaces.axes import Axis
-
-        if isinstance(key, Axis):
+        if isinstance(key, Shear):
+            element = self.frames.lifted(FrameElement(), {key.axis: algebra})
+        elif isinstance(key, Axis):
             eye = torch.eye(key.size, dtype=torch.float64)
-            element = FrameElement(mats={key: eye + matrices.tangent(key.kind.value, key.size, algebra)})
+            turn = eye + matrices.tangent(key.kind.value, key.size, algebra)
+            element = self.frames.lifted(FrameElement(mats={key: turn}), {})
         else:
             element = FrameElement(logs={key: algebra})
         return self.frames.act(element, coordinates)

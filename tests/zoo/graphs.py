@@ -96,6 +96,10 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def pointwise(fn: Callable[[Tensor], Tensor]) -> Callable[[Maker, int], Made]:
+    return lambda m, n: (Op(lambda _, x: fn(x)), n)
+
+
 def on_features(fn: Callable[[Tensor, int], Tensor]) -> Callable[[Maker, int], Made]:
     """A function of (x, feature axis) that keeps the width."""
     return lambda m, n: (Op(lambda _, x: fn(x, m.axis)), n)
@@ -269,7 +273,7 @@ def images_only(make: Callable[[], nn.Module]) -> Callable[[Maker, int], Made]:
 
 
 LEAVES: dict[str, Callable[[Maker, int], Made]] = {
-    **{name: (lambda fn: lambda m, n: (Op(lambda _, x: fn(x)), n))(fn) for name, fn in POINTWISE.items()},
+    **{name: pointwise(fn) for name, fn in POINTWISE.items()},
     "linear": linear,
     "used_twice": used_twice,
     "two_places": two_places,

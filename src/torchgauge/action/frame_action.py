@@ -39,6 +39,8 @@ class FrameElement:
 
 def depends(root: Axis) -> tuple[Axis, ...]:
     """Index axes, unfolded and ordered, that the frame of a root may depend on."""
+    if root.quotient is not None:
+        return depends(root.quotient.root)
     if root.pinned and root.kind is Kind.INDEX:
         return ()
     found: set[Axis] = set()
@@ -68,7 +70,40 @@ class FrameStage:
     def vectors(self) -> list[Axis]:
         """Roots that carry matrices, in order of appearance in the parameters."""
         used = (leg.root for bs in self.layout.values() for b in bs for leg in b.legs)
-        return list(dict.fromkeys(r for r in used if r.kind.vector and not r.fresh))
+        found = dict.fromkeys(r for r in used if r.kind.vector and not r.fresh)
+        for r in list(found):
+            if r.quotient is not None:
+                del found[r]
+                if r.quotient.root.kind.vector:
+                    found[r.quotient.root] = None
+        return list(found)
+
+    @cached_property
+    def covers(self) -> list[Axis]:
+        """Roots in front of layer norms: their frame is a shear times the frame behind the norm."""
+        used = (leg.root for bs in self.layout.values() for b in bs for leg in b.legs)
+        return list(dict.fromkeys(r for r in used if r.quotient is not None))
+
+    @cached_property
+    def sheared(self) -> list[Axis]:
+        """Covers that something other than a layer norm reads (else the shear is an invisible direction)."""
+        legs = [leg for bs in self.layout.values() for b in bs for leg in b.legs]
+        return [r for r in self.covers if any(leg.root is r and leg.label.flip for leg in legs)]
+
+    def lifted(self, g: FrameElement, shears: Mapping[Axis, Tensor]) -> FrameElement:
+        """Complete an element by the matrices in front of layer norms: (1 + 1wᵀ) Q."""
+        mats = dict(g.mats)
+        for r in self.covers:
+            assert r.quotient is not None
+            behind, eye = r.quotient.root, torch.eye(r.size, dtype=torch.float64)
+            if behind in g.perms:
+                core = torch.nn.functional.one_hot(g.perms[behind], r.size).double()
+            else:
+                core = g.mats[behind] if behind in g.mats else eye
+            shear = eye + shears[r][..., None, :] if r in shears else eye
+            if core is not eye or r in shears:
+                mats[r] = shear @ core
+        return replace(g, mats=mats)
 
     @cached_property
     def indices(self) -> list[Axis]:
@@ -149,16 +184,20 @@ class FrameStage:
     # -- elements ----------------------------------------------------------------------------------------------
     def sample(self, generator: torch.Generator | None, scale: float) -> FrameElement:
         mats = {
-            r: matrices.sample(r.kind.value, r.size, _sizes(depends(r)), scale, generator) for r in self.vectors
+            r: matrices.sample(r.kind.value, r.size, sizes(depends(r)), scale, generator) for r in self.vectors
         }
         perms = {r: self._permutation(r, generator) for r in self.indices}
-        logs = {v: scale * (torch.rand(_var_sizes(v), generator=generator, dtype=torch.float64) * 2 - 1)
+        logs = {v: scale * (torch.rand(var_sizes(v), generator=generator, dtype=torch.float64) * 2 - 1)
                 for v in self.log_vars}
-        signs = {v: torch.randint(0, 2, _var_sizes(v), generator=generator).double() * 2 - 1 for v in self.sign_vars}
-        return FrameElement(mats, perms, logs, signs)
+        signs = {v: torch.randint(0, 2, var_sizes(v), generator=generator).double() * 2 - 1 for v in self.sign_vars}
+        shears = {
+            r: scale * torch.randn(*sizes(depends(r)), r.size, generator=generator, dtype=torch.float64) / r.size
+            for r in self.sheared
+        }
+        return self.lifted(FrameElement(mats, perms, logs, signs), shears)
 
     def _permutation(self, root: Axis, generator: torch.Generator | None) -> Tensor:
-        noise = torch.rand(*_sizes(depends(root)), root.size, generator=generator)
+        noise = torch.rand(*sizes(depends(root)), root.size, generator=generator)
         return noise.argsort(-1)
 
     def pull(self, array: Tensor, axes: tuple[Axis, ...], perms: Mapping[Axis, Tensor]) -> Tensor:
@@ -310,12 +349,12 @@ def var_axes(var: Var) -> tuple[Axis, ...]:
     return tuple(sorted((a for a in var.support() if a.size > 1), key=lambda a: a.serial))
 
 
-def _sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
+def sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
     return tuple(a.size for a in axes)
 
 
-def _var_sizes(var: Var) -> tuple[int, ...]:
-    return _sizes(var_axes(var))
+def var_sizes(var: Var) -> tuple[int, ...]:
+    return sizes(var_axes(var))
 
 
 def _gather(array: Tensor, dim: int, perm: Tensor, deps: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Tensor:

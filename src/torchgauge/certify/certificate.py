@@ -104,7 +104,7 @@ class Certificate:
         if self.hidden_in:
             lines.append("hidden in  " + ", ".join(f"{name} ({share:.0%})" for name, share in self.hidden_in))
         if self.approximate:
-            names = ", ".join(self.approximate)
+            names = ", ".join(self.approximate[:3]) + (", …" if len(self.approximate) > 3 else "")
             lines.append(f"ε-only     {self.approximate_dimension} more, approximate and not counted: {names}")
         if self.dead_parameters:
             lines.append(f"dead       {self.dead_parameters} parameter entries are read by no input; not counted")

@@ -137,13 +137,13 @@ def push_generators(
         subject: the model.
         group: its claimed group.
         generator: source of the choice and of the comparison.
-        most: at most so many generators, spread over the whole list.
+        most: all generators up to so many; above, so many of them, of as many families as there is time for.
         seconds: time after which it stops.
     """
     approximate = {factor.name for factor in group.factors if not factor.exact}
     state, evaluate = subject.generic, subject.sample()
     total = int(group.tangent_count)
-    order = torch.randperm(total, generator=generator).tolist() if total > most else list(range(total))
+    order = _spread(group, total, generator) if total > most else list(range(total))
     start, checked, defect, worst = time.monotonic(), 0, 0.0, ""
     for i in order:
         if checked >= most or time.monotonic() - start > seconds:
@@ -166,6 +166,17 @@ def push_generators(
         if ratio > defect:
             defect, worst = ratio, name
     return Pushes(checked, total, defect, worst)
+
+
+def _spread(group: GaugeGroup, total: int, generator: torch.Generator) -> list[int]:
+    """Indices of generators: one of each family in random order, then any."""
+    firsts, offset = [], 0
+    for *_, shape in group.generators:
+        size = math.prod(shape)
+        firsts.append(offset + int(torch.randint(size, (), generator=generator)))
+        offset += size
+    order = torch.randperm(len(firsts), generator=generator).tolist()
+    return [firsts[i] for i in order] + torch.randint(total, (64,), generator=generator).tolist()
 
 
 def _named(tangent: object) -> tuple[str, State]:

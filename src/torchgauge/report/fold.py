@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 # A number that stands alone: `layers.3.w` has one, `conv1.w` has none.
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
-_LEAF = re.compile(r"\.(weight|bias|in_proj_weight|in_proj_bias)$")
+_LEAF = re.compile(r"\.(weight|bias|in_proj_weight|in_proj_bias|running_mean|running_var)$")
 
 
 def template(name: str) -> str:

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from torchgauge.rules.registry import is_inplace
@@ -108,7 +108,7 @@ class Constants:
             for n in tensors:
                 found &= self._lifted(n, ndim)
             return found if tensors else frozenset()
-        if name in ("transpose", "permute", "movedim", "swapaxes") and name in ("transpose", "permute"):
+        if name in ("transpose", "permute"):
             inner = self.uniform(tensors[0])
             dims = _permutation(node, ndim, name)
             return frozenset(d for d in range(ndim) if dims[d] in inner)
@@ -174,37 +174,10 @@ def run_node(node: Node, values: dict[Node, object]) -> Any:
     kwargs = map_aggregate(node.kwargs, argument)
     try:
         with torch.no_grad():
-            return _double(_call(node, args, kwargs))
+            target: Any = node.target
+            return _double(target(*args, **kwargs))
     except Exception:  # whatever an operator raises, its value is merely unknown
         return None
-
-
-def run_graph(module: GraphModule, args: tuple[object, ...]) -> object:
-    """A subgraph (the body of a no-grad or autocast region) on numbers."""
-    values: dict[Node, object] = {}
-    feed = iter(args)
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(feed)
-        elif node.op == "get_attr":
-            values[node] = getattr(module, str(node.target))
-        elif node.op == "output":
-            return map_aggregate(node.args[0], lambda x: _looked_up(values, x))
-        else:
-            values[node] = run_node(node, values)
-    return None
-
-
-def _looked_up(values: dict[Node, object], x: Any) -> Any:
-    return values[x] if isinstance(x, Node) else x
-
-
-def _call(node: Node, args: Any, kwargs: Any) -> object:
-    modules = [a for a in args if isinstance(a, GraphModule)]
-    if modules:
-        return run_graph(modules[0], tuple(args[args.index(modules[0]) + 1 :]))
-    target: Any = node.target
-    return target(*args, **kwargs)
 
 
 def _double(x: Any) -> Any:

@@ -104,6 +104,8 @@ class Axis:
     charge: Charge = NONE
     parent: Axis | None = None
     label: Label = SAME
+    quotient: Axis | None = None
+    """Seen by layer norms alone, as far as metrics go: the frame is (1 + 1wᵀ) times the frame of this axis."""
     factors: tuple[Axis, ...] = ()
     summands: tuple[Axis, ...] = ()
     views: tuple[Axis, ...] = ()

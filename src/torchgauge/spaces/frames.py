@@ -589,15 +589,24 @@ class FramePass:
         vectors = frozenset(a for a in inside if a.view_of is not None)
         for axis in vectors:
             self.frames.settle(axis, vectors)
+        single = len(inside) == 1 and inside[0].leaves() == inside
         for i, d in enumerate(x.dims):
             for axis in d:
-                self.frames.narrow(axis, kind if i in k.dims else Kind.INDEX)
+                if i not in k.dims:
+                    self.frames.narrow(axis, Kind.INDEX)
+                elif not (single and kind is Kind.O1):
+                    self.frames.narrow(axis, kind)
+        out = x
+        if single and kind is Kind.O1:
+            behind = self.frames.normalized(inside[0])
+            dims = tuple(tuple(behind if a is inside[0] else a for a in d) for d in x.dims)
+            out = Value(dims, x.charge)
         total = self.total(x)
         scale = total if k.kind == "layer" else total.magnitude
         self.frames.system.constant(scale, inside, self.frames.reason)
         if k.eps > 0:
             self.frames.system.zero(total.magnitude, "a scale changes the weight of ε", soft=True)
-        return self._scalar(x, total.signs)
+        return self._scalar(out, total.signs)
 
     @step.register
     def _(self, k: c.Softmax) -> Value:

@@ -63,6 +63,7 @@ class Frames:
     def narrow(self, axis: Axis, kind: Kind) -> None:
         """Meet of the class of `axis` with `kind`, at this member's place."""
         self.settle(axis, frozenset([axis]) if kind.vector and axis.view_of else None)
+        self._flatten(axis)
         leaves = axis.leaves()
         if len(leaves) != 1 or leaves[0] is not axis:
             for leaf in leaves:
@@ -94,6 +95,44 @@ class Frames:
             self._to_index(root)
             self.narrow(axis, kind)
 
+    def normalized(self, axis: Axis) -> Axis:
+        """The axis behind a layer norm over `axis`.
+
+        The norm does not see the vector of ones, so in front of it any M = (1 + 1wᵀ) Q will do, Q orthogonal with
+        Q 1 = 1; behind it stands Q. (P M = Q P for the projection P along ones.)
+        """
+        root, label = axis.find()
+        if root.quotient is not None and not label.dress and not label.flip:
+            return attached(root.quotient, SAME, axis.name)
+        if root.kind is Kind.GL and not (root.summands or root.factors or root.views) and root.quotient is None:
+            self._reroot(axis)
+            self._note(axis, Kind.O1.value)
+            scale = Var(f"scale of {axis.name}", tuple(axis.depends), origin=self.source)
+            axis.charge, axis.fresh = Charge.of(scale), False
+            axis.quotient = Axis(axis.size, axis.name, Kind.O1, depends=axis.depends)
+            axis.quotient.narrowings = axis.narrowings
+            return attached(axis.quotient, SAME, axis.name)
+        self.narrow(axis, Kind.O1)
+        return axis
+
+    def _flatten(self, axis: Axis) -> None:
+        """Let frames in front of layer norms be those behind them: the shear 1 + 1wᵀ is given up."""
+        for leaf in axis.leaves():
+            root = leaf.root
+            if root.quotient is not None:
+                behind, charge = root.quotient, root.charge
+                root.quotient, root.charge = None, NONE
+                below, label = behind.find()
+                self._adopt(root, below, Label(charge=charge).after(label))
+                if not below.kind.vector:
+                    self._join_gains(below)
+
+    def _join_gains(self, root: Axis) -> None:
+        for gain in sorted(root.gains, key=lambda g: g.name):
+            gain_axis = self.gain_axes[gain][0]
+            if gain_axis.root is not root.root:
+                self.join_index(gain_axis, root)
+
     def _specialise(self, root: Axis, kind: Kind) -> None:
         self._note(root, kind.value)
         before, root.kind, root.fresh = root.kind, kind, False
@@ -113,7 +152,7 @@ class Frames:
             return
         axis.parent, axis.label = None, SAME
         root.parent, root.label = axis, label.inverse()
-        for name in ("kind", "pinned", "fresh", "depends", "charge", "gains", "narrowings", "factors", "summands"):
+        for name in ("kind", "pinned", "fresh", "depends", "charge", "gains", "narrowings", "factors", "summands", "quotient"):
             setattr(axis, name, getattr(root, name))
         axis.charge, axis._children = NONE, ()
         assert not root.charge
@@ -132,10 +171,7 @@ class Frames:
         elif (not was_fresh or root.void) and before is not Kind.O1:
             var = Var(f"scale of {root.name}", axes, magnitude=before is Kind.GL, origin=self.source)
             root.charge = root.charge + Charge.of(var)
-        for gain in sorted(root.gains, key=lambda g: g.name):
-            gain_axis, _ = self.gain_axes[gain]
-            if gain_axis.root is not root:
-                self.join_index(gain_axis, root)
+        self._join_gains(root)
 
     def _divide_pairs(self, root: Axis, kind: Kind, charge: Charge) -> None:
         """The two entries of every rotary pair scale together."""
@@ -160,6 +196,7 @@ class Frames:
     def pin(self, axis: Axis) -> None:
         """No permutation, and no matrix, on this axis; its charges stay."""
         self.settle(axis)
+        self._flatten(axis)
         for leaf in axis.leaves():
             root = leaf.root
             if root.summands:
@@ -174,6 +211,8 @@ class Frames:
     def limit_depends(self, axis: Axis, allowed: frozenset[Axis]) -> None:
         """The frame of `axis` may depend on these axes only."""
         root = axis.root
+        if root.quotient is not None:
+            self.limit_depends(root.quotient, allowed)
         if root.depends:
             kept = frozenset(d for d in root.depends if all(g in allowed for g in d.ground()))
             if kept != root.depends:
@@ -188,6 +227,7 @@ class Frames:
         """
         self.settle(a)
         self.settle(b)
+        self._meet_quotients(a, b, label)
         (ra, la), (rb, lb) = a.find(), b.find()
         if ra.summands or rb.summands or ra.factors or rb.factors:
             return self._equate_parts(a, b, label)
@@ -213,11 +253,33 @@ class Frames:
             self._adopt(ra, rb, Label(between.flip, NONE))
             # the charge equation above makes label and class charges agree
             ra.label = Label(between.flip, between.charge)
-        elif ra.kind is Kind.GL:
+        elif ra.kind is Kind.GL and ra.quotient is None:
             self._adopt(ra, rb, la.inverse().after(label).after(lb))
         else:
             self._adopt(rb, ra, lb.inverse().after(label.inverse()).after(la))
         return True
+
+    def _meet_quotients(self, a: Axis, b: Axis, label: Label) -> None:
+        """Before two axes are joined: keep what stands behind layer norms only where both sides agree."""
+        (ra, la), (rb, lb) = a.find(), b.find()
+        if ra.quotient is None and rb.quotient is None:
+            return
+        between = la.inverse().after(label).after(lb)
+        plain = [r for r in (ra, rb) if r.quotient is None]
+        if ra is rb:
+            keep = not between.dress and not between.flip
+        elif plain:
+            keep = plain[0].kind is Kind.GL and not (plain[0].summands or plain[0].factors)
+        else:
+            keep = not between.dress and not between.flip
+        if not keep:
+            self._flatten(a)
+            self._flatten(b)
+        elif ra is not rb and not plain:
+            assert ra.quotient is not None and rb.quotient is not None
+            self.equate(ra.quotient, rb.quotient, SAME)
+            self.system.zero(ra.charge - between.charge - rb.charge, self.reason)
+            ra.charge, ra.quotient = NONE, None
 
     def _equate_parts(self, a: Axis, b: Axis, label: Label) -> bool:
         if a.root.factors or b.root.factors:
@@ -258,6 +320,8 @@ class Frames:
         if own.root.kind.vector and given.root.kind.vector and own.size > 1:
             self.equate(own, given, Label(flip=True))
             return
+        self._flatten(given)
+        self._flatten(own)
         self._to_index(given.root)
         self._to_index(own.root)
         wanted = -self.total(given)
@@ -317,6 +381,8 @@ class Frames:
 
         `keep`: the class of a stays on top.
         """
+        self._flatten(a)
+        self._flatten(b)
         ra, rb = a.root, b.root
         if ra is rb:
             return
@@ -337,10 +403,7 @@ class Frames:
         offset = child.charge - root.charge
         child.charge = NONE
         self._adopt(child, root, Label(False, offset))
-        for gain in sorted(root.gains, key=lambda g: g.name):
-            gain_axis = self.gain_axes[gain][0]
-            if gain_axis.root is not root:
-                self.join_index(gain_axis, root)
+        self._join_gains(root)
 
     def _join_sums(self, a: Axis, b: Axis) -> None:
         for x, y in self.match_sums(a, b):
@@ -380,6 +443,7 @@ class Frames:
 
     def split(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
         """Factors of an axis in a reshape; None when it cannot be divided that way."""
+        self._flatten(axis)
         root, label = axis.find()
         if root.summands:
             return None
@@ -410,6 +474,7 @@ class Frames:
     def cut(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
         """Summands of an axis in a slice, of the given sizes; None when it cannot be divided that way."""
         self.settle(axis, frozenset([axis]) if axis.view_of is not None else None)
+        self._flatten(axis)
         root, label = axis.find()
         if root.factors:
             return None

@@ -1,0 +1,162 @@
+"""Patterns written out by hand: norms, rotary embeddings, offset gains, batch norm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.test_rules import Function, after_linear, kinds, only, program_of
+from torchgauge.spaces.constraints import Normalize, Rotate
+
+RMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "llama": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "cast": lambda x: (x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype),
+    "product": lambda x: torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * x,
+    "square": lambda x: x * (1 / torch.sqrt(x.square().mean(-1, True) + 1e-6)),
+    "quotient": lambda x: x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "power": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-6) ** -0.5,
+    "sum": lambda x: x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt(),
+    "norm": lambda x: x / x.norm(2, dim=-1, keepdim=True),
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "module": nn.RMSNorm(6, elementwise_affine=False),
+}
+LAYER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "var": lambda x: (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-6),
+    "std": lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
+    "rsqrt": lambda x: (x - x.mean(-1, True)) * (x.var(-1, unbiased=False, keepdim=True) + 1e-6).rsqrt(),
+    "mean square": lambda x: (x - x.mean(-1, True)) / ((x - x.mean(-1, True)).pow(2).mean(-1, True) + 1e-6).sqrt(),
+    "module": nn.LayerNorm(6, elementwise_affine=False),
+}
+
+
+@pytest.mark.parametrize(("kind", "spelling"), [("rms", n) for n in RMS] + [("layer", n) for n in LAYER])
+def test_norms_are_recognised_in_every_spelling(kind: str, spelling: str) -> None:
+    program = after_linear((RMS if kind == "rms" else LAYER)[spelling], 2, 5, 6)
+    norm = only(program, Normalize)
+    assert (norm.kind, norm.dims) == (kind, (2,))
+    assert norm.x.name.startswith("add")
+    assert not kinds(program) & Counter({"Reduce": 9, "Pointwise": 9})
+
+
+def test_something_like_a_norm_is_not_taken_for_one() -> None:
+    for f in (
+        lambda x: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x * torch.rsqrt(x.flip(-1).pow(2).mean(-2, keepdim=True) + 1e-6),
+        lambda x: (x - x.mean(-2, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
+        lambda x: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    ):
+        assert "Normalize" not in kinds(after_linear(f, 2, 5, 6))
+
+
+def angles(T: int, d: int) -> torch.Tensor:
+    return torch.arange(T)[:, None] * 100.0 ** -(torch.arange(d // 2) * 2 / d)
+
+
+def half(x: torch.Tensor) -> torch.Tensor:
+    a = angles(x.shape[-2], x.shape[-1])
+    cos, sin = torch.cat([a, a], -1).cos(), torch.cat([a, a], -1).sin()
+    x1, x2 = x.chunk(2, -1)
+    return x * cos + torch.cat([-x2, x1], -1) * sin
+
+
+def half_by_parts(x: torch.Tensor) -> torch.Tensor:
+    a = angles(x.shape[-2], x.shape[-1])
+    x1, x2 = x.chunk(2, -1)
+    return torch.cat([x1 * a.cos() - x2 * a.sin(), x2 * a.cos() + x1 * a.sin()], -1)
+
+
+def interleaved(x: torch.Tensor) -> torch.Tensor:
+    a = angles(x.shape[-2], x.shape[-1]).repeat_interleave(2, -1)
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    return x * a.cos() + turned * a.sin()
+
+
+def interleaved_by_parts(x: torch.Tensor) -> torch.Tensor:
+    a = angles(x.shape[-2], x.shape[-1])
+    x1, x2 = x[..., ::2], x[..., 1::2]
+    return torch.stack([x1 * a.cos() - x2 * a.sin(), x1 * a.sin() + x2 * a.cos()], -1).flatten(-2)
+
+
+def complex_numbers(x: torch.Tensor) -> torch.Tensor:
+    a = angles(x.shape[-2], x.shape[-1])
+    z = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2)) * torch.polar(torch.ones_like(a), a)
+    return torch.view_as_real(z).flatten(-2).type_as(x)
+
+
+ROTARY = {
+    "half": ("half", half),
+    "half by parts": ("half", half_by_parts),
+    "interleaved": ("interleaved", interleaved),
+    "interleaved by parts": ("interleaved", interleaved_by_parts),
+    "complex": ("interleaved", complex_numbers),
+}
+
+
+@pytest.mark.parametrize("spelling", ROTARY)
+def test_rotary_embeddings_are_recognised_by_their_numbers(spelling: str) -> None:
+    layout, turn = ROTARY[spelling]
+    program = after_linear(lambda y: turn(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
+    turned = only(program, Rotate)
+    assert turned.layout == layout
+    assert turned.x.shape == (2, 3, 5, 8)
+    assert kinds(program) == {"Contract": 1, "Reshape": 2, "Add": 1, "Permute": 1, "Rotate": 1}
+
+
+def test_a_rotation_that_sorts_its_entries_is_a_rotation_and_views() -> None:
+    def sorting(x: torch.Tensor) -> torch.Tensor:
+        a = angles(x.shape[-2], x.shape[-1])
+        x1, x2 = x[..., ::2], x[..., 1::2]
+        return torch.cat([x1 * a.cos() - x2 * a.sin(), x1 * a.sin() + x2 * a.cos()], -1)
+
+    program = after_linear(sorting, 2, 5, 8)
+    assert only(program, Rotate).layout == "interleaved"
+    assert kinds(program) == {"Contract": 1, "Reshape": 3, "Add": 1, "Permute": 1, "Rotate": 1}
+
+
+def test_what_is_not_a_rotation_is_not_fused() -> None:
+    def wrong_sign(x: torch.Tensor) -> torch.Tensor:
+        a = angles(x.shape[-2], x.shape[-1])
+        x1, x2 = x.chunk(2, -1)
+        return torch.cat([x1 * a.cos() + x2 * a.sin(), x2 * a.cos() + x1 * a.sin()], -1)
+
+    def uneven(x: torch.Tensor) -> torch.Tensor:
+        a = torch.cat([angles(x.shape[-2], x.shape[-1]), 2 * angles(x.shape[-2], x.shape[-1])], -1)
+        x1, x2 = x.chunk(2, -1)
+        return x * a.cos() + torch.cat([-x2, x1], -1) * a.sin()
+
+    def per_head(x: torch.Tensor) -> torch.Tensor:
+        a = torch.randn(3, 5, 8)
+        x1, x2 = x.chunk(2, -1)
+        return torch.cat([x1 * a[..., :4] - x2 * a[..., 4:], x2 * a[..., :4] + x1 * a[..., 4:]], -1)
+
+    for turn in (wrong_sign, uneven, per_head):
+        program = after_linear(lambda y, turn=turn: turn(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
+        assert "Rotate" not in kinds(program)
+
+
+def test_a_gain_stored_without_its_one_has_an_offset_coordinate() -> None:
+    model = Function(lambda m, x: x * (1.0 + m.gain.float()), gain=nn.Parameter(torch.zeros(3)))
+    coordinate = program_of(model, torch.randn(2, 3)).coordinates["gain"]
+    assert (coordinate.kind, coordinate.offset) == ("offset", 1.0)
+    model = Function(lambda m, x: x * (1.0 + m.gain) + m.gain, gain=nn.Parameter(torch.zeros(3)))
+    assert program_of(model, torch.randn(2, 3)).coordinates["gain"].kind == "plain"
+
+
+def test_batch_norm_uses_its_statistics_or_those_of_the_batch() -> None:
+    x = torch.randn(4, 3, 5, 5)
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    program = program_of(model.eval(), x)
+    assert set(program.buffers) == {"0.running_var"}
+    coordinate = program.coordinates["0.bias"]
+    assert coordinate.kind == "batch_norm_bias"
+    assert coordinate.refs == ("0.weight", "0.running_mean", "0.running_var")
+    assert only(program_of(model.train(), x), Normalize).dims == (0, 2, 3)
+    twice = Function(lambda m, x: m.norm(m.norm(x)), norm=nn.BatchNorm2d(3)).eval()
+    program = program_of(twice, x)
+    assert program.coordinates["norm.bias"].kind == "plain"
+    assert set(program.buffers) == {"norm.running_mean", "norm.running_var"}
