@@ -102,7 +102,8 @@ def test_inspect_view_folds_layers_and_lists_all_in_json() -> None:
     ]
     assert [row.dimension for row in view.rows] == [2016, 160 * 16, 80 * 6]
     assert [row.components for row in view.rows] == ["1", "(2)^160", "(6!)^80"]
-    assert view.rigid == (RigidRow("layers.{0-79}.x", 80, "opaque aten.foo: GL → rigid", "m.py:3 in layers.{0-79}"),)
+    where = ("m.py:3 in layers.{0-79}",)
+    assert view.rigid == (RigidRow("layers.{0-79}.x", 80, "opaque aten.foo: GL → rigid", where),)
     assert len(view.to_dict()["group"]["factors"]) == 1 + 240
     shown = text(render_inspect(view))
     assert shown.count("\n") < 40
@@ -144,7 +145,13 @@ def test_components(components: dict[str, int], shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "size", "copies", "shown"),
-    [("GL", 4, 1, "GL(4)"), ("GL", 4, 8, "GL(4) × 8"), ("permutation", 6, 2, "S_6 × 2"), ("new", 3, 1, "new(3)")],
+    [
+        ("GL", 4, 1, "GL(4)"),
+        ("shift", 4, 1, "R^4 shift"),
+        ("GL", 4, 8, "GL(4) × 8"),
+        ("permutation", 6, 2, "S_6 × 2"),
+        ("new", 3, 1, "new(3)"),
+    ],
 )
 def test_group_label(kind: str, size: int, copies: int, shown: str) -> None:
     assert show_group(kind, size, copies) == shown

@@ -30,7 +30,7 @@ def hidden(name: str) -> None:
     null = kernel(name)
     tangents = [torch.cat([t[n].reshape(-1) for n in names]) for _, t in solved.group.tangents(solved.state)]
     spanned = torch.linalg.svd(null.T @ torch.stack(tangents, 1), full_matrices=True)
-    rank = int((spanned.S > 1e-9 * spanned.S[0]).sum())
+    rank = int((1e-9 * spanned.S[0] < spanned.S).sum())
     rest = null @ spanned.U[:, rank:]
     print(f"{name}: kernel {null.shape[1]}, generators span {rank} of it, {rest.shape[1]} hidden")
     shares = sorted(

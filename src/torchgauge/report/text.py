@@ -72,7 +72,8 @@ def _rigid_table(view: InspectView) -> RenderableType:
     for row in view.rigid[:RIGID]:
         times = f" ×{row.count}" if row.count > 1 else ""
         style = "bold red" if row.reason.startswith("no rule") else ""
-        why = Text.assemble(row.reason, ("\n" + row.source if row.source else "", "dim"))
+        more = f" and {len(row.sources) - 1} more" if len(row.sources) > 1 else ""
+        why = Text.assemble(row.reason, ("\n" + row.sources[0] + more if row.sources else "", "dim"))
         table.add_row(_short(row.space) + times, why, style=style)
     hidden = len(view.rigid) - RIGID
     return Group(table, Text(f"… and {hidden} more (--json lists all)\n" if hidden > 0 else ""))

@@ -66,7 +66,7 @@ class RigidRow:
     space: str
     count: int
     reason: str
-    source: str
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,23 @@ def _row(members: Sequence[Factor]) -> Row:
 
 
 def _rigid(rigid: Sequence[Rigid]) -> list[RigidRow]:
-    alike: dict[tuple[str, ...], dict[tuple[str, str], list[str]]] = defaultdict(dict)
+    alike: dict[tuple[str, str], list[tuple[Rigid, str, list[str]]]] = defaultdict(list)
     for entry in rigid:
         cause, _, change = entry.reason.rpartition(": ")
         states = change.split(" → ") if cause and " → " in change else []
         cause = cause if states else entry.reason
-        key = (template(entry.space), template(cause), template(entry.source))
-        alike[key].setdefault((entry.space, entry.source), [cause]).extend(states)
-    rows: list[RigidRow] = []
-    for places in alike.values():
-        cause, *steps = next(iter(places.values()))
-        # one cause may narrow a space in several steps: its first and its last state tell
-        reason = f"{cause}: {steps[0]} → {steps[-1]}" if steps else cause
-        space = ", ".join(fold(space for space, _ in places))
-        rows.append(RigidRow(space, len(places), reason, ", ".join(fold(source for _, source in places))))
-    return rows
+        alike[template(entry.space), template(cause)].append((entry, cause, states))
+    return [_rigid_row(entries) for entries in alike.values()]
+
+
+def _rigid_row(entries: Sequence[tuple[Rigid, str, list[str]]]) -> RigidRow:
+    first, cause, _ = entries[0]
+    # one cause may narrow a space in several steps: its first and its last state tell
+    states = [state for entry, _, steps in entries if entry.space == first.space for state in steps]
+    spaces = dict.fromkeys(entry.space for entry, _, _ in entries)
+    sources = tuple(fold(dict.fromkeys(entry.source for entry, _, _ in entries if entry.source)))
+    reason = f"{cause}: {states[0]} → {states[-1]}" if states else cause
+    return RigidRow(", ".join(fold(spaces)), len(spaces), reason, sources)
 
 
 _LABELS = {
@@ -179,9 +181,9 @@ _LABELS = {
     "sign": "±1^{}",
     "scale": "R>0^{}",
     "gain": "R*^{}",
-    "shift": "R^{}",
-    "unreachable": "R^{}",
-    "invisible": "R^{}",
+    "shift": "R^{} shift",
+    "unreachable": "R^{} unreachable",
+    "invisible": "R^{} invisible",
 }
 
 

@@ -69,9 +69,12 @@ class Recogniser:
                 return normed
         found = self.rotary.match(ctx.env, node)
         if found is not None:
-            source, (before, after) = found
-            turned = ctx.b.rotate(ctx.env[source], before)
-            return turned if before == after else _sorted(ctx, turned, after)
+            source, turn = found
+            x = ctx.env[source]
+            if turn.positions:  # the identity as a map along the positions: angles differ there, so no frame may act
+                x = ctx.b.spatial(x, turn.positions, x.shape, "linear", True)
+            x = ctx.b.rotate(x, turn.before)
+            return x if turn.before == turn.after else _sorted(ctx, x, turn.after)
         return None
 
     # -- norms -------------------------------------------------------------------------------------------------

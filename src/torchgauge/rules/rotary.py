@@ -19,10 +19,7 @@ from torch.fx.node import map_aggregate
 from torchgauge.rules.constants import Constants, name_of, run_node
 
 Layout = Literal["half", "interleaved"]
-Layouts = tuple[Layout, Layout]
-"""How the planes lie in the tensor that is turned and in the result (some models sort the entries on the way)."""
-
-ORDERS: tuple[Layouts, ...] = (
+ORDERS: tuple[tuple[Layout, Layout], ...] = (
     ("half", "half"),
     ("interleaved", "interleaved"),
     ("interleaved", "half"),
@@ -49,18 +46,27 @@ _JOINS = _names("stack cat concat view_as_real")
 _CASTS = _names("to _to_copy clone contiguous alias type_as")
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What a region does: layouts of the planes before and after, and the dimensions along which the angles differ."""
+
+    before: Layout
+    after: Layout
+    positions: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Rotary:
     """Finds rotary embeddings; remembers which constant subgraphs and which regions it has judged."""
 
     constants: Constants
     _keys: dict[Node, str] = field(default_factory=dict)
-    _judged: dict[str, Layouts | None] = field(default_factory=dict)
+    _judged: dict[str, Turn | None] = field(default_factory=dict)
     _order: dict[Node, int] = field(default_factory=dict)
     _fused: set[Node] = field(default_factory=set)
 
-    def match(self, env: dict[Node, Any], node: Node) -> tuple[Node, Layouts] | None:
-        """The tensor that `node` is the rotation of, and the layouts; None if it is none."""
+    def match(self, env: dict[Node, Any], node: Node) -> tuple[Node, Turn] | None:
+        """The tensor that `node` is the rotation of, and how it is turned; None if it is none."""
         if not self._promising(env, node):
             return None
         region: list[Node] = []
@@ -70,10 +76,10 @@ class Rotary:
             key = self._signature(env, region, source)
             if key not in self._judged:
                 self._judged[key] = self._judge(env, region, source)
-            layouts = self._judged[key]
-            if layouts is not None:
+            turn = self._judged[key]
+            if turn is not None:
                 self._fused.add(node)
-                return source, layouts
+                return source, turn
         return None
 
     def _promising(self, env: dict[Node, Any], node: Node) -> bool:
@@ -120,7 +126,7 @@ class Rotary:
         return self._order
 
     # -- judging by numbers --------------------------------------------------------------------------------------
-    def _judge(self, env: dict[Node, Any], region: list[Node], source: Node) -> Layouts | None:
+    def _judge(self, env: dict[Node, Any], region: list[Node], source: Node) -> Turn | None:
         generator = torch.Generator().manual_seed(1)
         trials = []
         for _ in range(2):
@@ -132,7 +138,7 @@ class Rotary:
         for before, after in ORDERS:
             factors = [_planes(y, after) / _planes(x, before) for x, y in trials]
             if _turns(factors[0], factors[1]):
-                return before, after
+                return Turn(before, after, _varying(factors[0]))
         return None
 
     def _run(self, env: dict[Node, Any], region: list[Node], source: Node, x: torch.Tensor) -> object:
@@ -182,14 +188,17 @@ def _planes(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def _turns(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Factors that do not depend on x, that turn somewhere, and vary over one dimension at most beside the batch."""
+    """Whether the factors do not depend on x and turn somewhere."""
     scale = a.abs().max()
     if not torch.isfinite(scale) or scale == 0 or (a - b).abs().max() > TOLERANCE * scale:
         return False
-    if a.imag.abs().max() < 1e-3 * scale:
-        return False
-    varying = [d for d in range(1, a.ndim - 1) if (a - a.narrow(d, 0, 1)).abs().max() > TOLERANCE * scale]
-    return len(varying) <= 1
+    return bool(a.imag.abs().max() >= 1e-3 * scale)
+
+
+def _varying(a: torch.Tensor) -> tuple[int, ...]:
+    """The dimensions along which the factors differ: no frame may act there."""
+    limit = TOLERANCE * a.abs().max()
+    return tuple(d for d in range(a.ndim - 1) if (a - a.narrow(d, 0, 1)).abs().max() > limit)
 
 
 def _constant(env: dict[Node, Any], node: Node) -> bool:

@@ -170,6 +170,9 @@ class Axis:
         parts = above.children()
         if label == SAME or not parts:
             return parts
+        if label.dress:
+            # only a class without matrices is divided, and there a gain is nothing but a charge
+            label = Label(label.flip, sum((g.trade.scaled(p) for g, p in label.dress if g.trade), label.charge))
         vectors = [p for p in parts if p.root.kind.vector] if root.factors else list(parts)
         carrier = vectors[-1] if vectors else parts[0]
         children = []

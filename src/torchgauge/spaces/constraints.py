@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torchgauge.spaces.charges import Charge
 
 Role = Literal["param", "buffer", "const", "input", "data"]
 
@@ -30,6 +33,8 @@ class Tensor:
     source: str = ""
     fill: float | None = None
     """The value of a `const` that is the same number everywhere, if known."""
+    trade: Charge | None = field(default=None, repr=False)
+    """Of a gain: the charge that it may trade with its readers (set by the frame pass)."""
 
     @property
     def ndim(self) -> int:

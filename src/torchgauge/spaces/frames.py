@@ -538,6 +538,7 @@ class FramePass:
             return None
         tensor = self._gain_tensor(gain)
         self.frames.gain_axes.setdefault(tensor, (own, y.charge))
+        tensor.trade = y.charge
         root.gains.add(tensor)
         new = attached(axis, Label(dress=((tensor, power),)), axis.name)
         dims = tuple((new,) if i == spans[0] else d for i, d in enumerate(x.dims))
