@@ -78,11 +78,6 @@ def test_the_judge_shares_no_code_with_the_package() -> None:
         assert not any(name.split(".")[0] == "torchgauge" for name in imports(oracle))
 
 
-def test_files_are_short() -> None:
-    long = {path.name: n for path in PACKAGE.rglob("*.py") if (n := path.read_text().count("\n")) > 500}
-    assert not long
-
-
 def test_floors() -> None:
     lint = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or shutil.which("lint-imports")
     if lint is None or not (ROOT / "pyproject.toml").is_file():

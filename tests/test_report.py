@@ -149,6 +149,7 @@ def test_components(components: dict[str, int], shown: str) -> None:
         ("GL", 4, 1, "GL(4)"),
         ("shift", 4, 1, "R^4 shift"),
         ("GL", 4, 8, "GL(4) × 8"),
+        ("complex", 4, 2, "C*^2 × 2"),
         ("permutation", 6, 2, "S_6 × 2"),
         ("new", 3, 1, "new(3)"),
     ],

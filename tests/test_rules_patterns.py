@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.test_rules import Function, after_linear, kinds, only, program_of
-from torchgauge.spaces.constraints import Normalize, Rotate
+from torchgauge.spaces.constraints import Normalize, Rotate, Spatial
 
 RMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "llama": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
@@ -104,7 +104,8 @@ def test_rotary_embeddings_are_recognised_by_their_numbers(spelling: str) -> Non
     turned = only(program, Rotate)
     assert turned.layout == layout
     assert turned.x.shape == (2, 3, 5, 8)
-    assert kinds(program) == {"Contract": 1, "Reshape": 2, "Add": 1, "Permute": 1, "Rotate": 1}
+    assert only(program, Spatial).dims == (2,)  # positions turn by different angles: nothing may mix or sort them
+    assert kinds(program) == {"Contract": 1, "Reshape": 2, "Add": 1, "Permute": 1, "Rotate": 1, "Spatial": 1}
 
 
 def test_a_rotation_that_sorts_its_entries_is_a_rotation_and_views() -> None:
@@ -115,7 +116,7 @@ def test_a_rotation_that_sorts_its_entries_is_a_rotation_and_views() -> None:
 
     program = after_linear(sorting, 2, 5, 8)
     assert only(program, Rotate).layout == "interleaved"
-    assert kinds(program) == {"Contract": 1, "Reshape": 3, "Add": 1, "Permute": 1, "Rotate": 1}
+    assert kinds(program) == {"Contract": 1, "Reshape": 3, "Add": 1, "Permute": 1, "Rotate": 1, "Spatial": 1}
 
 
 def test_what_is_not_a_rotation_is_not_fused() -> None:
@@ -129,14 +130,20 @@ def test_what_is_not_a_rotation_is_not_fused() -> None:
         x1, x2 = x.chunk(2, -1)
         return x * a.cos() + torch.cat([-x2, x1], -1) * a.sin()
 
+    for turn in (wrong_sign, uneven):
+        program = after_linear(lambda y, turn=turn: turn(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
+        assert "Rotate" not in kinds(program)
+
+
+def test_angles_that_differ_between_heads_pin_the_heads() -> None:
     def per_head(x: torch.Tensor) -> torch.Tensor:
-        a = torch.randn(3, 5, 8)
+        a = torch.arange(120.0).square().sin().view(3, 5, 8)
         x1, x2 = x.chunk(2, -1)
         return torch.cat([x1 * a[..., :4] - x2 * a[..., 4:], x2 * a[..., :4] + x1 * a[..., 4:]], -1)
 
-    for turn in (wrong_sign, uneven, per_head):
-        program = after_linear(lambda y, turn=turn: turn(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
-        assert "Rotate" not in kinds(program)
+    program = after_linear(lambda y: per_head(y.view(2, 5, 3, 8).transpose(1, 2)), 2, 5, 24)
+    assert only(program, Rotate).layout == "half"
+    assert only(program, Spatial).dims == (1, 2)
 
 
 def test_a_gain_stored_without_its_one_has_an_offset_coordinate() -> None:

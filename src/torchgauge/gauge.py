@@ -145,11 +145,12 @@ class GaugeGroup:
         """
         frames = self.frames.sample(generator, scale)
 
-        def normal(shape: tuple[int, ...]) -> Tensor:
-            return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        def normal(shape: tuple[int, ...], width: int) -> Tensor:
+            # of the size of a weight that reads `width` entries: larger ones only cost digits
+            return scale / max(1, width) ** 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
-        shifts = {s: normal(self.shifts.shape(s)) for s in self.shifts.shifts.free}
-        invisible = {w: normal(w.shape) for w in self.invisible.writers}
+        shifts = {s: normal(self.shifts.shape(s), self.shifts.width(s)) for s in self.shifts.shifts.free}
+        invisible = {w: normal(w.shape, w.width) for w in self.invisible.writers}
         letters = [(FRAMES, frames)]
         if shifts:
             letters.append((SHIFTS, shifts))

@@ -42,8 +42,8 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
             )
         out[key] = _encoded(coordinate, value, get)
     for name in program.buffers:
-        eps = _eps_of(program, name)
-        out[f"buffer:{name}"] = torch.rsqrt(get(name) + eps)
+        eps = program.buffer_eps[name]
+        out[f"buffer:{name}"] = get(name) if eps is None else torch.rsqrt(get(name) + eps)
         for other in statistics(program, name):
             out[f"raw:{other}"] = get(other)
     return out
@@ -129,9 +129,3 @@ def statistics(program: Program, var_name: str) -> list[str]:
             return [coordinate.refs[1], var_name]
     return [var_name]
 
-
-def _eps_of(program: Program, var_name: str) -> float:
-    for coordinate in program.coordinates.values():
-        if coordinate.kind == "batch_norm_bias" and coordinate.refs[2] == var_name:
-            return coordinate.eps
-    return 0.0

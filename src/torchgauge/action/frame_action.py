@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchgauge.action.layout import Block, Leg, blocks
+from torchgauge.action.layout import Block, Leg, blocks, place_of
 from torchgauge.action.coordinates import statistics
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis, Kind
@@ -200,13 +200,15 @@ class FrameStage:
         noise = torch.rand(*sizes(depends(root)), root.size, generator=generator)
         return noise.argsort(-1)
 
-    def pull(self, array: Tensor, axes: tuple[Axis, ...], perms: Mapping[Axis, Tensor]) -> Tensor:
+    def pull(
+        self, array: Tensor, axes: tuple[Axis, ...], perms: Mapping[Axis, Tensor], groups: tuple[int, ...] = ()
+    ) -> Tensor:
         """array[..., p[i], ...]: a function on index axes, read at the permuted indices."""
         for root in self.indices:
             if root in perms:
                 for dim, axis in enumerate(axes):
                     if axis is root:
-                        array = _gather(array, dim, perms[root], depends(root), axes)
+                        array = _gather(array, dim, perms[root], depends(root), axes, groups)
         return array
 
     def compose(self, g: FrameElement, h: FrameElement) -> FrameElement:
@@ -285,10 +287,10 @@ class FrameStage:
         roots: list[Axis] = [_ANY] * len(block.sizes)
         for leg in block.legs:
             roots[leg.dim] = leg.root
-        t = self.pull(t, tuple(roots), g.perms)
+        t = self.pull(t, tuple(roots), g.perms, block.groups)
         for leg in block.legs:
             if leg.root.kind.vector and leg.root in g.mats:
-                t = self._turn(g, leg, t, tuple(roots), old, new, duals)
+                t = self._turn(g, leg, t, tuple(roots), block.groups, old, new, duals)
             elif leg.root.kind.vector and leg.label.dress:
                 t = t * _along(self.dress(leg, new) / self.dress(leg, old), leg.dim, t.ndim)
         if name.startswith("buffer:"):
@@ -297,11 +299,11 @@ class FrameStage:
         for dim, logs, odds in self.rows[name][i]:
             for v, q in logs.items():
                 if v in g.logs:
-                    term = _spread(g.logs[v], var_axes(v), tuple(roots), dim, t.ndim) * float(q)
+                    term = _spread(g.logs[v], var_axes(v), tuple(roots), block.groups, dim, t.ndim) * float(q)
                     log = term if log is None else log + term
             for v in odds:
                 if v in g.signs:
-                    term = _spread(g.signs[v], var_axes(v), tuple(roots), dim, t.ndim)
+                    term = _spread(g.signs[v], var_axes(v), tuple(roots), block.groups, dim, t.ndim)
                     sign = term if sign is None else sign * term
         if log is not None:
             t = t * torch.exp(log)
@@ -318,8 +320,8 @@ class FrameStage:
         return out
 
     def _turn(
-        self, g: FrameElement, leg: Leg, t: Tensor, roots: tuple[Axis, ...], old: Coordinates, new: Coordinates,
-        duals: dict[Axis, Tensor],
+        self, g: FrameElement, leg: Leg, t: Tensor, roots: tuple[Axis, ...], groups: tuple[int, ...],
+        old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor],
     ) -> Tensor:
         m = g.mats[leg.root]
         if leg.label.flip and leg.root.kind not in (Kind.O, Kind.O1):
@@ -329,7 +331,7 @@ class FrameStage:
         if leg.label.dress:
             t = t * _along(1 / self.dress(leg, old), leg.dim, t.ndim)
         letters = string.ascii_letters[: t.ndim]
-        batch = "".join(letters[roots.index(d)] for d in depends(leg.root))
+        batch = "".join(letters[place_of(d, roots, groups, leg.dim)] for d in depends(leg.root))
         here = letters[leg.dim]
         out = letters.replace(here, "Z")
         t = torch.einsum(f"{batch}Z{here},{letters}->{out}", m, t)
@@ -357,12 +359,14 @@ def var_sizes(var: Var) -> tuple[int, ...]:
     return sizes(var_axes(var))
 
 
-def _gather(array: Tensor, dim: int, perm: Tensor, deps: tuple[Axis, ...], axes: tuple[Axis, ...]) -> Tensor:
+def _gather(
+    array: Tensor, dim: int, perm: Tensor, deps: tuple[Axis, ...], axes: tuple[Axis, ...], groups: tuple[int, ...]
+) -> Tensor:
     """array'[.., i, ..] = array[.., perm[deps, i], ..] along `dim`."""
     if perm.ndim == 1:
         return array.index_select(dim, perm)
-    places = [axes.index(d) for d in deps if d in axes]
-    if len(places) != len(deps):
+    places = [place_of(d, axes, groups, dim) for d in deps]
+    if -1 in places:
         raise AssertionError("a permutation depends on an axis that the array lacks")
     index = perm.permute(*_order([*places, dim]))
     shape = [1] * array.ndim
@@ -379,14 +383,16 @@ def _along(vector: Tensor, dim: int, ndim: int) -> Tensor:
     return vector.reshape([-1 if i == dim else 1 for i in range(ndim)])
 
 
-def _spread(array: Tensor, axes: tuple[Axis, ...], roots: tuple[Axis, ...], dim: int | None, ndim: int) -> Tensor:
+def _spread(
+    array: Tensor, axes: tuple[Axis, ...], roots: tuple[Axis, ...], groups: tuple[int, ...], dim: int | None, ndim: int
+) -> Tensor:
     """A function on index axes, broadcast over the dimensions of a block."""
     places: list[int] = []
     for k, axis in enumerate(axes):
         if dim is not None and roots[dim] is axis:
             places.append(dim)
         elif axis in roots:
-            places.append(roots.index(axis))
+            places.append(roots.index(axis) if dim is None else place_of(axis, roots, groups, dim))
         else:
             array = array.narrow(k, 0, 1)
             places.append(-1)

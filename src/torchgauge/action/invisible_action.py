@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class Writer:
         """Shape of the arbitrary factor."""
         return tuple(1 if d in self.pattern.dims else n for d, n in enumerate(self.tensor.shape))
 
+    @property
+    def width(self) -> int:
+        """Length of the invisible direction."""
+        return prod(self.tensor.shape[d] for d in self.pattern.dims)
+
 
 @dataclass
 class InvisibleStage:
@@ -41,9 +47,7 @@ class InvisibleStage:
         out = []
         for t in self.shifts.single:
             pattern = self.patterns.of(t)
-            if pattern is not None and all(t.shape[d] > 1 or True for d in pattern.dims):
-                if len(pattern.dims) > 1 and pattern.gains:
-                    continue
+            if pattern is not None and (len(pattern.dims) == 1 or not pattern.gains):
                 out.append(Writer(t, pattern))
         return sorted(out, key=lambda w: w.tensor.name)
 

@@ -18,6 +18,8 @@ class Leg:
     root: Axis
     label: Label
     dim: int
+    group: int = 0
+    """The parameter's own dimension that it is part of."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Block:
     legs: tuple[Leg, ...]
     choices: tuple[tuple[Axis, Axis], ...] = ()
     """(concatenated axis, summand) pairs that single out this block."""
+    groups: tuple[int, ...] = ()
+    """For each dimension of the block, the parameter's dimension that it is part of."""
 
     def view(self, tensor: Tensor) -> Tensor:
         """The block as a view of the (contiguous) parameter."""
@@ -41,12 +45,21 @@ class Block:
         return out
 
 
+def place_of(axis: Axis, roots: tuple[Axis, ...], groups: tuple[int, ...], dim: int) -> int:
+    """The dimension where an index axis stands, as seen from `dim`: within the same parameter dimension if it can."""
+    found = [i for i, root in enumerate(roots) if root is axis]
+    near = [i for i in found if groups and groups[i] == groups[dim]]
+    return (near or found or [-1])[0]
+
+
 def blocks(value: Value, shape: tuple[int, ...]) -> list[Block]:
     """All blocks of a parameter with the given axes."""
-    return list(_unfold([list(d) for d in value.dims], shape, (), ()))
+    return list(_unfold([list(d) for d in value.dims], shape, (), (), tuple(range(len(shape)))))
 
 
-def _unfold(dims: list[list[Axis]], shape: tuple[int, ...], path: tuple, choices: tuple) -> Iterator[Block]:
+def _unfold(
+    dims: list[list[Axis]], shape: tuple[int, ...], path: tuple, choices: tuple, groups: tuple[int, ...]
+) -> Iterator[Block]:
     for i, dim in enumerate(dims):
         leaves = [leaf for a in dim for leaf in a.leaves()]
         if len(leaves) == 1 and leaves[0].root.summands:
@@ -55,18 +68,19 @@ def _unfold(dims: list[list[Axis]], shape: tuple[int, ...], path: tuple, choices
                 rest = [*dims[:i], [child], *dims[i + 1 :]]
                 narrowed = (*shape[:i], child.size, *shape[i + 1 :])
                 step = (i, start, child.size, (child.size,))
-                yield from _unfold(rest, narrowed, (*path, step), (*choices, (whole, part)))
+                yield from _unfold(rest, narrowed, (*path, step), (*choices, (whole, part)), groups)
                 start += child.size
             return
         if len(leaves) > 1:
             sizes = tuple(a.size for a in leaves)
             rest = [*dims[:i], *([a] for a in leaves), *dims[i + 1 :]]
             unfolded = (*shape[:i], *sizes, *shape[i + 1 :])
-            yield from _unfold(rest, unfolded, (*path, (i, 0, shape[i], sizes)), choices)
+            origin = (*groups[:i], *(groups[i] for _ in sizes), *groups[i + 1 :])
+            yield from _unfold(rest, unfolded, (*path, (i, 0, shape[i], sizes)), choices, origin)
             return
     legs = []
     for i, dim in enumerate(dims):
         for axis in dim:
             root, label = (axis.leaves()[0]).find()
-            legs.append(Leg(root, label, i))
-    yield Block(path, shape, tuple(legs), choices)
+            legs.append(Leg(root, label, i, groups[i]))
+    yield Block(path, shape, tuple(legs), choices, groups)

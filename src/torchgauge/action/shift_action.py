@@ -84,6 +84,10 @@ class ShiftStage:
             return tuple(sizes[a] for a in labels)
         return s.tensor.shape
 
+    def width(self, s: Source) -> int:
+        """How many entries a reader of the shifted tensor sums, roughly: sets the size of random shifts."""
+        return s.at.out.shape[-1] if s.kind != "relation" else s.at.inputs[0].shape[-1]
+
     def _reader_labels(self, s: Source) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dict[str, int]]:
         """Labels of the weight, of the relation inside it, of u, and all sizes."""
         k = s.at
@@ -166,10 +170,13 @@ class _Run:
         """Where each entry of a source appears in `t` (dimensions of size one where it is broadcast), and its factor."""
         k = self.makers.get(t)
         if k is s.at:
-            return self._placed(s, index), 1.0
+            minus = isinstance(k, c.Add) and self.pass_.bare(k.y) is s.tensor
+            return self._placed(s, index), k.alpha if minus else 1.0
         if isinstance(k, c.Add):
             found = self._index(s, k.x, index)
-            return found if found is not None else self._index(s, k.y, index)
+            if found is None and (found := self._index(s, k.y, index)) is not None:
+                found = found[0], found[1] * k.alpha
+            return found
         if isinstance(k, c.Mul):
             found = self._index(s, k.x, index)
             assert found is None or k.y.fill is not None

@@ -189,7 +189,7 @@ _LABELS = {
 
 def show_group(kind: str, size: int, copies: int = 1) -> str:
     """`GL(4) × 8`: the group and how many independent copies of it."""
-    label = _LABELS.get(kind, kind + "({})").format(size)
+    label = _LABELS.get(kind, kind + "({})").format(size // 2 if kind == "complex" else size)
     return label if copies == 1 else f"{label} × {copies}"
 
 

@@ -131,7 +131,7 @@ def _running(ctx: Lowering, x: Tensor, weight: Tensor | None, bias: Tensor | Non
     channels = x.shape[1]
     if mean is None or var is None:
         return NotImplemented
-    scale = b.buffer(var, (channels,))
+    scale = b.buffer(var, (channels,), float(eps))
     name = _name(ctx, node.args[2]) if bias is not None and bias.role == "param" else None
     refs = (weight.name if weight is not None else "", mean, var)
     wanted = Coordinate(name or "", "batch_norm_bias", refs=refs, eps=float(eps))

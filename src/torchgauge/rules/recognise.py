@@ -71,9 +71,9 @@ class Recogniser:
         if found is not None:
             source, turn = found
             x = ctx.env[source]
+            x = ctx.b.rotate(x, turn.before)
             if turn.positions:  # the identity as a map along the positions: angles differ there, so no frame may act
                 x = ctx.b.spatial(x, turn.positions, x.shape, "linear", True)
-            x = ctx.b.rotate(x, turn.before)
             return x if turn.before == turn.after else _sorted(ctx, x, turn.after)
         return None
 

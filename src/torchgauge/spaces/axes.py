@@ -222,7 +222,9 @@ def sum_axis(summands: tuple[Axis, ...], name: str) -> Axis:
     flat: list[Axis] = []
     for s in summands:
         root, label = s.find()
-        flat.extend(s.children() if root.summands and label == SAME else (s,))
+        parts = s.children() if root.summands and label == SAME else (s,)
+        # a summand that comes twice stands in two places: two axes of one class
+        flat.extend(attached(x, SAME, x.name) if x in flat else x for x in parts)
     if len(flat) == 1:
         return flat[0]
     return Axis(sum(s.size for s in flat), name, summands=tuple(flat))

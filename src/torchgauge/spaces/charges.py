@@ -36,10 +36,13 @@ class Var:
         parts = frozenset(x for x in self.parts if x.root is not whole) | {part}
         if parts in base.pieces:
             return base.pieces[parts]
-        roots = {x.root for x in parts}
-        for known, var in base.pieces.items():
-            if len(known) == len(parts) and {x.root for x in known} == roots:
-                return var
+        # the same summand may be known as part of an axis that was joined with this one; equal summands
+        # of one axis are told apart by their order
+        roots = sorted(x.root.serial for x in parts)
+        same = [v for known, v in base.pieces.items() if sorted(x.root.serial for x in known) == roots]
+        rank = [s for s in whole.summands if s.root is part.root].index(part) if part in whole.summands else 0
+        if rank < len(same):
+            return same[rank]
         axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
         name = f"{self.name}|{part.name}"
         base.pieces[parts] = Var(name, axes, self.magnitude, self.sign, base=base, parts=parts, origin=self.origin)

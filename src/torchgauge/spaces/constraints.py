@@ -273,7 +273,9 @@ class Program:
     """Canonical parameter name → its tensor (one per tied group)."""
     coordinates: dict[str, Coordinate] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Batch-norm statistics by name; `<name>` of a running_var stands for 1/sqrt(running_var + eps)."""
+    """Batch-norm statistics by name."""
+    buffer_eps: dict[str, float | None] = field(default_factory=dict)
+    """The ε of a variance, whose tensor stands for 1/sqrt(variance + ε); None for a statistic as it is."""
     outputs: list[Tensor] = field(default_factory=list)
     output_names: list[str] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)
@@ -299,10 +301,13 @@ class Builder:
             self.program.coordinates[name] = coordinate or Coordinate(name)
         return self.program.params[name]
 
-    def buffer(self, name: str, shape: Sequence[int]) -> Tensor:
-        """A batch-norm statistic: permuted with its channels, else fixed."""
+    def buffer(self, name: str, shape: Sequence[int], eps: float | None = None) -> Tensor:
+        """A batch-norm statistic: permuted with its channels, else fixed. With `eps`: 1/sqrt(statistic + eps)."""
         if name not in self.program.buffers:
             self.program.buffers[name] = Tensor(tuple(shape), "buffer", name, self.source)
+            self.program.buffer_eps[name] = None
+        if eps is not None:
+            self.program.buffer_eps[name] = eps
         return self.program.buffers[name]
 
     def const(self, shape: Sequence[int], name: str = "const", fill: float | None = None) -> Tensor:

@@ -183,8 +183,9 @@ class Frames:
 
     def turn_index(self, axis: Axis, kind: Kind) -> None:
         """A rotary embedding over an index axis: pinned, and both entries of a pair scale together."""
-        root, total = axis.root, self.total(axis)
-        self.pin(root)
+        total = self.total(axis)
+        self.pin(axis)
+        root = axis.root
         if root.factors or root.summands:
             self.system.zero(total, "a rotary embedding over an axis that is divided already")
             return
@@ -204,7 +205,10 @@ class Frames:
                     self.pin(child)
                 continue
             self._to_index(root)
-            if not root.pinned:
+            root = leaf.root
+            if root.factors:
+                self.pin(leaf)
+            elif not root.pinned:
                 self._note(root, "rigid")
                 root.pinned = True
 
@@ -393,13 +397,12 @@ class Frames:
         if ra.summands or rb.summands:
             self._join_sums(ra, rb)
             return
-        root, child = (ra, rb) if keep or ra.serial < rb.serial else (rb, ra)
-        if root.kind.vector:
-            self._to_index(root)
-        if child.kind.vector:
-            self._to_index(child)
-        if root.root is child.root:
+        if ra.kind.vector or rb.kind.vector:
+            self._to_index(ra)
+            self._to_index(rb)
+            self.join_index(a, b, keep=keep)
             return
+        root, child = (ra, rb) if keep or ra.serial < rb.serial else (rb, ra)
         offset = child.charge - root.charge
         child.charge = NONE
         self._adopt(child, root, Label(False, offset))
@@ -458,6 +461,9 @@ class Frames:
             return root.views
         if label.dress or root.gains or root.kind in (Kind.O, Kind.O1) or root.kind.complex:
             self._to_index(root)
+            root, label = axis.find()
+            if root.factors:
+                return None
         if root.kind.vector:
             root.views = tuple(Axis(n, m, view_of=root, fresh=root.fresh) for n, m in zip(sizes, names, strict=True))
             self.settle(root.views[0], frozenset(root.views[-1:]))
@@ -485,6 +491,9 @@ class Frames:
             return None
         if label.dress or root.gains or root.kind.complex:
             self._to_index(root)
+            root, label = axis.find()
+            if root.factors or root.summands:
+                return self.cut(axis, sizes) if root.summands else None
         pieces = []
         for i, n in enumerate(sizes):
             piece = Axis(n, f"{axis.name}[{i}]", root.kind, root.pinned, fresh=root.fresh, depends=root.depends)

@@ -196,7 +196,7 @@ class ShiftPass:
         t = self.bare(t)
         if self.is_static(t) and t.role not in ("const", "buffer"):
             source = self.source("bias", t, k)
-            return {source: Term(full(t.shape), isinstance(k, c.Add) and k.alpha == 1.0)} if source else {}
+            return {source: Term(full(t.shape), isinstance(k, c.Add) and k.alpha != 0.0)} if source else {}
         return self.terms(t)
 
     def _contracted(self, k: c.Contract) -> Terms:
