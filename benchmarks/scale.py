@@ -4,8 +4,9 @@
 
 Every run is a process of its own, so that peak memory is that run's. In it, after a warm-up on one layer: plain
 `torch.export.export`; `capture`, which exports again and reads the graph; then what torchgauge adds, lowering,
-solving and listing the factors. Times are wall-clock seconds, medians over the repeats. The time of
-`torchgauge --help` is measured at the end.
+solving and listing the factors. Times are processor seconds (the work runs on one thread), so that other work on the
+machine counts little; medians over the repeats, and the largest peak. The time of `torchgauge --help`, measured at
+the end, is wall-clock time.
 """
 
 from __future__ import annotations
@@ -65,14 +66,15 @@ def model_on_meta(layers: int) -> tuple[Any, tuple[Any, ...]]:
     return model, (ids,)
 
 
-def clocked(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
+def clocked(work: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> tuple[Any, float]:
+    """The result, and the seconds that it took."""
+    start = clock()
     out = work()
-    return out, time.perf_counter() - start
+    return out, clock() - start
 
 
 def stages(layers: int) -> dict[str, Any]:
-    """All stages once, with their times in seconds."""
+    """All stages once, with their times in processor seconds."""
     import torch
 
     from torchgauge.capture import capture
@@ -85,9 +87,7 @@ def stages(layers: int) -> dict[str, Any]:
         _, took["export"] = clocked(lambda: torch.export.export(model, args, strict=False))
     captured, took["capture"] = clocked(lambda: capture(model, args))
     program, took["lower"] = clocked(lambda: lower(captured))
-    group, took["solve"] = clocked(
-        lambda: solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
-    )
+    group, took["solve"] = clocked(lambda: solve(program, ties=captured.ties, dropped=captured.dropped_outputs))
     factors, took["factors"] = clocked(lambda: group.factors)
     took["parameters"] = sum(p.numel() for p in model.parameters())
     took["dimension"] = group.dimension
@@ -132,7 +132,7 @@ def help_seconds(repeats: int = 5) -> list[float]:
         subprocess.run([*start, "--help"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     ask()
-    return [clocked(ask)[1] for _ in range(repeats)]
+    return [clocked(ask, time.perf_counter)[1] for _ in range(repeats)]
 
 
 def machine() -> dict[str, Any]:

@@ -152,6 +152,7 @@ def disguise(name: str, model: nn.Module, group: tg.GaugeGroup, data: Digits) ->
 def main() -> int:
     """Runs the demonstration; exit status as in the command line."""
     start = time.perf_counter()
+    torch.set_num_threads(1)  # the networks are so small that more threads only wait for each other
     torch.manual_seed(SEED)
     try:
         data = digits()

@@ -254,11 +254,18 @@ class FrameStage:
                 new[name] = self._move(g, name, params, new, duals)
             if name.startswith("buffer:"):
                 for other in statistics(self.program, name.removeprefix("buffer:")):
-                    block = self.layout[name][0]
-                    roots = tuple(leg.root for leg in block.legs)
-                    flat = params[f"raw:{other}"].reshape(block.sizes)
-                    new[f"raw:{other}"] = self.pull(flat, roots, g.perms).reshape(params[f"raw:{other}"].shape)
+                    new[f"raw:{other}"] = self._permuted(g, self.layout[name], params[f"raw:{other}"])
         return new
+
+    def _permuted(self, g: FrameElement, layout: list[Block], statistic: Tensor) -> Tensor:
+        """A batch-norm statistic moved with its channels."""
+        parts = []
+        for block in layout:
+            roots: list[Axis] = [_ANY] * len(block.sizes)
+            for leg in block.legs:
+                roots[leg.dim] = leg.root
+            parts.append((block, self.pull(block.view(statistic), tuple(roots), g.perms, block.groups)))
+        return _assemble(statistic, parts)
 
     def _move(self, g: FrameElement, name: str, old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor]) -> Tensor:
         if not any(self._touches(g, name, i, block) for i, block in enumerate(self.layout[name])):

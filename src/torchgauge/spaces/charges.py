@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 Row = dict["Var", Fraction]
 
 
+Parts = frozenset[tuple["Axis", "Axis"]]
+"""(concatenated axis, summand) pairs."""
+
+
+def _seen(parts: Parts) -> list[tuple[int, int]]:
+    """Parts as they are seen through joins."""
+    return sorted((whole.root.serial, part.root.serial) for whole, part in parts)
+
+
 @dataclass(eq=False)
 class Var:
     """An unknown charge: one non-zero real per joint index of `axes`."""
@@ -25,21 +34,20 @@ class Var:
     axes: tuple[Axis, ...]
     magnitude: bool = True
     sign: bool = True
-    pieces: dict[frozenset[Axis], Var] = field(default_factory=dict)
+    pieces: dict[Parts, Var] = field(default_factory=dict)
     base: Var | None = None
-    parts: frozenset[Axis] = frozenset()
+    parts: Parts = frozenset()
     origin: str = ""
 
     def piece(self, whole: Axis, part: Axis) -> Var:
         """The same charge on one summand of a concatenated axis (the same object in whatever order pieces are taken)."""
         base = self.base or self
-        parts = frozenset(x for x in self.parts if x.root is not whole) | {part}
+        parts = frozenset((w, x) for w, x in self.parts if x.root is not whole) | {(whole, part)}
         if parts in base.pieces:
             return base.pieces[parts]
         # the same summand may be known as part of an axis that was joined with this one; equal summands
         # of one axis are told apart by their order
-        roots = sorted(x.root.serial for x in parts)
-        same = [v for known, v in base.pieces.items() if sorted(x.root.serial for x in known) == roots]
+        same = [v for known, v in base.pieces.items() if _seen(known) == _seen(parts)]
         rank = [s for s in whole.summands if s.root is part.root].index(part) if part in whole.summands else 0
         if rank < len(same):
             return same[rank]

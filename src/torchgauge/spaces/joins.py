@@ -41,8 +41,8 @@ class Frames:
         root = axis.root
         var = Var(f"charge of {axis.name}", (axis,))
         for part, child in zip(root.summands, axis.children(), strict=True):
-            total = self.total(child)
-            parts = frozenset([part])
+            total = on_piece(self.total(child), root, part)
+            parts = frozenset([(root, part)])
             piece = Var(f"{var.name}|{part.name}", (part, *_axes_of(total)), base=var, parts=parts)
             var.pieces[parts] = piece
             self.system.zero(Charge.of(piece) - total, self.reason)
@@ -507,28 +507,26 @@ class Frames:
         return axis.children()
 
     def _cut_again(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """Cut a concatenated axis: whole summands are grouped, and a summand is cut where a boundary crosses it."""
+        """Cut a concatenated axis between its summands; None where a boundary would cross one."""
         children = list(axis.children())
         out: list[Axis] = []
         for n in sizes:
-            group, filled = [], 0
-            while filled < n:
-                child = children.pop(0)
-                if filled + child.size > n:
-                    parts = self.cut(child, (n - filled, child.size - n + filled))
-                    if parts is None:
-                        return None
-                    child, rest = parts
-                    children.insert(0, rest)
-                group.append(child)
-                filled += child.size
+            group: list[Axis] = []
+            while sum(child.size for child in group) < n:
+                group.append(children.pop(0))
+            if sum(child.size for child in group) != n:
+                return None
             out.append(sum_axis(tuple(group), axis.name))
         return tuple(out)
 
     def match_sums(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
-        """Pair the summands of two axes of equal size, cutting where boundaries differ."""
+        """Pair the summands of two axes of equal size; both are frozen where their boundaries differ."""
         if a.root is b.root and a.root.summands:
             return list(zip(a.children(), b.children(), strict=True))
+        if a.root.summands and b.root.summands and _bounds(a) != _bounds(b):
+            self.freeze(a)
+            self.freeze(b)
+            return []
         bounds = sorted(set(_bounds(a)) | set(_bounds(b)))
         sizes = tuple(y - x for x, y in itertools.pairwise([0, *bounds]))
         left, right = self.cut(a, sizes), self.cut(b, sizes)
