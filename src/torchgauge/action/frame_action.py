@@ -122,9 +122,9 @@ class FrameStage:
         """A charge over the free variables, on one block."""
         choices = dict(block.choices)
         raw: Row = {v: Fraction(1) for v in charge.odd} if odd else dict(charge.log)
-        while split := next(((v, w) for v in raw if (w := split_axis(v)) is not None), None):
+        while split := next(((v, w) for v in raw if (w := split_axis([v])) is not None), None):
             var, whole = split
-            piece = var.piece(whole, choices.get(whole, whole.summands[0]))
+            piece = var.piece(whole, choices.get(whole, 0))
             raw[piece] = raw.get(piece, Fraction(0)) + raw.pop(var)
         return self.solution.odd_row(raw) if odd else self.solution.log_row(raw)
 

@@ -30,8 +30,8 @@ class Block:
     """Steps (dim, start, length, sizes): narrow a dimension, then unfold it."""
     sizes: tuple[int, ...]
     legs: tuple[Leg, ...]
-    choices: tuple[tuple[Axis, Axis], ...] = ()
-    """(concatenated axis, summand) pairs that single out this block."""
+    choices: tuple[tuple[Axis, int], ...] = ()
+    """(concatenated axis, number of the summand) pairs that single out this block."""
     groups: tuple[int, ...] = ()
     """For each dimension of the block, the parameter's dimension that it is part of."""
 
@@ -64,11 +64,11 @@ def _unfold(
         leaves = [leaf for a in dim for leaf in a.leaves()]
         if len(leaves) == 1 and leaves[0].root.summands:
             start, whole = 0, leaves[0].root
-            for child, part in zip(leaves[0].children(), whole.summands, strict=True):
+            for index, child in enumerate(leaves[0].children()):
                 rest = [*dims[:i], [child], *dims[i + 1 :]]
                 narrowed = (*shape[:i], child.size, *shape[i + 1 :])
                 step = (i, start, child.size, (child.size,))
-                yield from _unfold(rest, narrowed, (*path, step), (*choices, (whole, part)), groups)
+                yield from _unfold(rest, narrowed, (*path, step), (*choices, (whole, index)), groups)
                 start += child.size
             return
         if len(leaves) > 1:

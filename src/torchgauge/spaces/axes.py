@@ -176,9 +176,9 @@ class Axis:
         vectors = [p for p in parts if p.root.kind.vector] if root.factors else list(parts)
         carrier = vectors[-1] if vectors else parts[0]
         children = []
-        for part in parts:
+        for index, part in enumerate(parts):
             if root.summands:
-                wanted = Label(label.flip, on_piece(label.charge, root, part), label.dress)
+                wanted = Label(label.flip, on_piece(label.charge, root, index), label.dress)
             elif part is carrier:
                 wanted = label
             else:
@@ -198,9 +198,11 @@ class Axis:
         return out
 
 
-def on_piece(charge: Charge, whole: Axis, part: Axis) -> Charge:
+def on_piece(charge: Charge, whole: Axis, index: int) -> Charge:
+    """A charge on one summand of a concatenated root axis."""
+
     def at(var: Var) -> Var:
-        return var.piece(whole, part) if whole in var.support() else var
+        return var.piece(whole, index) if whole in var.support() else var
 
     return Charge({at(v): q for v, q in charge.log.items()}, frozenset(at(v) for v in charge.odd))
 

@@ -17,13 +17,8 @@ if TYPE_CHECKING:
 Row = dict["Var", Fraction]
 
 
-Parts = frozenset[tuple["Axis", "Axis"]]
-"""(concatenated axis, summand) pairs."""
-
-
-def _seen(parts: Parts) -> list[tuple[int, int]]:
-    """Parts as they are seen through joins."""
-    return sorted((whole.root.serial, part.root.serial) for whole, part in parts)
+Parts = frozenset[tuple["Axis", int, int]]
+"""(concatenated axis, start, size): the interval of each concatenated axis that a piece of a charge is about."""
 
 
 @dataclass(eq=False)
@@ -35,26 +30,33 @@ class Var:
     magnitude: bool = True
     sign: bool = True
     pieces: dict[Parts, Var] = field(default_factory=dict)
+    own: Axis | None = None
+    """Of a charge that is defined summand by summand: the concatenated axis."""
     base: Var | None = None
     parts: Parts = frozenset()
     origin: str = ""
 
-    def piece(self, whole: Axis, part: Axis) -> Var:
-        """The same charge on one summand of a concatenated axis (the same object in whatever order pieces are taken)."""
+    def piece(self, whole: Axis, index: int) -> Var:
+        """The same charge on one summand of a concatenated axis: one object, in whatever order pieces are taken."""
         base = self.base or self
-        parts = frozenset((w, x) for w, x in self.parts if x.root is not whole) | {(whole, part)}
-        if parts in base.pieces:
-            return base.pieces[parts]
-        # the same summand may be known as part of an axis that was joined with this one; equal summands
-        # of one axis are told apart by their order
-        same = [v for known, v in base.pieces.items() if _seen(known) == _seen(parts)]
-        rank = [s for s in whole.summands if s.root is part.root].index(part) if part in whole.summands else 0
-        if rank < len(same):
-            return same[rank]
+        key = self._interval(whole, index)
+        known = base.pieces.get(key) or next((v for k, v in base.pieces.items() if _seen(k) == _seen(key)), None)
+        if known is not None:
+            return known
+        part = whole.summands[index]
         axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
         name = f"{self.name}|{part.name}"
-        base.pieces[parts] = Var(name, axes, self.magnitude, self.sign, base=base, parts=parts, origin=self.origin)
-        return base.pieces[parts]
+        base.pieces[key] = Var(name, axes, self.magnitude, self.sign, base=base, parts=key, origin=self.origin)
+        return base.pieces[key]
+
+    def _interval(self, whole: Axis, index: int) -> Parts:
+        """The intervals with one more: a summand of a summand is an interval of the whole."""
+        start = sum(s.size for s in whole.summands[:index])
+        size = whole.summands[index].size
+        outer = next((x for x in self.parts if _summand(x) is whole), None)
+        if outer is None:
+            return self.parts | {(whole, start, size)}
+        return (self.parts - {outer}) | {(outer[0], outer[1] + start, size)}
 
     def support(self) -> frozenset[Axis]:
         """Root axes that the charge depends on."""
@@ -62,6 +64,22 @@ class Var:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def _seen(parts: Parts) -> list[tuple[int, int, int]]:
+    """Intervals as they are seen through joins."""
+    return sorted((whole.root.serial, start, size) for whole, start, size in parts)
+
+
+def _summand(interval: tuple[Axis, int, int]) -> Axis | None:
+    """The root of the summand that an interval is, if it is one."""
+    whole, start, size = interval
+    at = 0
+    for summand in whole.root.summands:
+        if (at, summand.size) == (start, size):
+            return summand.root
+        at += summand.size
+    return None
 
 
 @dataclass(frozen=True)
@@ -171,29 +189,32 @@ class Solution:
         return self.odds.reduce(row)
 
 
-def split_axis(var: Var) -> Axis | None:
-    """A concatenated axis among the variable's, if any."""
-    for axis in sorted(var.support(), key=lambda a: a.serial):
-        if axis.summands:
-            return axis
-    return None
+def split_axis(variables: Iterable[Var]) -> Axis | None:
+    """A concatenated axis that some variable lives on; one that defines a variable comes before those inside it."""
+    owners = [v for v in variables if v.own is not None and v.own.root.summands and v.own.root in v.support()]
+    for v in owners:
+        whole = v.own.root if v.own is not None else None
+        if not any(w.own is not None and w.own.root is not whole and whole in w.support() for w in owners):
+            return whole
+    if owners and owners[0].own is not None:
+        return owners[0].own.root
+    wholes = [axis for v in variables for axis in v.support() if axis.summands]
+    return min(wholes, key=lambda a: a.serial, default=None)
 
 
 def _instances(row: Row) -> list[Row]:
     """Rewrite a row whose variables live on concatenated axes into one row per summand."""
-    for var in row:
-        whole = split_axis(var)
-        if whole is None:
-            continue
-        rows = []
-        for part in whole.summands:
-            new: Row = {}
-            for v, q in row.items():
-                v = v.piece(whole, part) if whole in v.support() else v
-                new[v] = new.get(v, Fraction(0)) + q
-            rows.extend(_instances({v: q for v, q in new.items() if q}))
-        return rows
-    return [row] if row else []
+    whole = split_axis(list(row))
+    if whole is None:
+        return [row] if row else []
+    rows = []
+    for index in range(len(whole.summands)):
+        new: Row = {}
+        for v, q in row.items():
+            v = v.piece(whole, index) if whole in v.support() else v
+            new[v] = new.get(v, Fraction(0)) + q
+        rows.extend(_instances({v: q for v, q in new.items() if q}))
+    return rows
 
 
 class _Elimination:

@@ -7,6 +7,7 @@ frames of its axes times the charge.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import singledispatchmethod
@@ -217,39 +218,55 @@ class FramePass:
     @step.register
     def _(self, k: c.Slice) -> Value:
         x = self.value(k.x)
-        dim = x.dims[k.dim]
         sizes = [k.start, k.stop - k.start, k.x.shape[k.dim] - k.stop]
-        part = self._cut(dim, [n for n in sizes if n], 1 if k.start else 0)
-        if part is None:
-            self._freeze(x)
-            part = () if sizes[1] == 1 else (Axis(sizes[1], k.out.name, Kind.INDEX, pinned=True),)
-        charge = x.charge
-        for axis in part:
-            for whole in {g for v in charge.variables() for a in v.axes for g in a.ground() if g.summands}:
-                if (mine := next((s for s in whole.summands if s.root is axis.root), None)) is not None:
-                    charge = on_piece(charge, whole, mine)
+        fresh = self._all_fresh(x)
+        cut = self._cut(x.dims[k.dim], [n for n in sizes if n], 1 if k.start else 0)
+        if cut is None:
+            return self._rigid_slice(x, k)
+        part, whole, summand = cut
+        rest = [a for i, d in enumerate(x.dims) for a in d if i != k.dim] + list(part[1:])
+        legs = sum((self.frames.total(a) for a in rest), NONE)
+        seen = x.charge + legs
+        if whole is not None and any(whole.root in v.support() for v in seen.variables()):
+            # scales of other axes may vary along the one that is cut: only the part that is kept counts
+            if summand is None:
+                return self._rigid_slice(x, k)
+            seen = on_piece(seen, whole.root, summand)
+        charge = seen - legs
         if sizes[1] == 1:
             for axis in part:
-                if not self._all_fresh(x):
+                if not fresh:
                     self.frames.narrow(axis, Kind.INDEX)
                     charge = charge + self.frames.total(axis)
             part = ()
         return Value(tuple(part if i == k.dim else d for i, d in enumerate(x.dims)), charge)
 
-    def _cut(self, dim: Dim, sizes: list[int], which: int) -> Dim | None:
+    def _rigid_slice(self, x: Value, k: c.Slice) -> Value:
+        self._freeze(x)
+        n = k.stop - k.start
+        part = () if n == 1 else (Axis(n, k.out.name, Kind.INDEX, pinned=True),)
+        dims = tuple(part if i == k.dim else d for i, d in enumerate(x.dims))
+        return self._scalar(Value(dims), NONE)
+
+    def _cut(self, dim: Dim, sizes: list[int], which: int) -> tuple[Dim, Axis | None, int | None] | None:
+        """(axes of the slice, the axis that was cut, the number of its summand if the slice is one)."""
         leaves = [leaf for a in dim for leaf in a.leaves()]
         if len(leaves) > 1:
             inner = prod(a.size for a in leaves[1:])
             if any(n % inner for n in sizes):
                 return None
-            head = self._cut((leaves[0],), [n // inner for n in sizes], which)
-            return None if head is None else (*head, *leaves[1:])
-        if leaves[0].root.kind is Kind.INDEX and leaves[0].root.pinned and not leaves[0].root.summands:
-            if not self.frames.total(leaves[0]):
-                n = sizes[which]
-                return () if n == 1 else (Axis(n, leaves[0].name, Kind.INDEX, pinned=True),)
+            found = self._cut((leaves[0],), [n // inner for n in sizes], which)
+            return None if found is None else ((*found[0], *leaves[1:]), *found[1:])
+        root = leaves[0].root
+        if root.kind is Kind.INDEX and root.pinned and not root.summands and not self.frames.total(leaves[0]):
+            return ((Axis(sizes[which], leaves[0].name, Kind.INDEX, pinned=True),), root, None)
         parts = self.frames.cut(leaves[0], tuple(sizes))
-        return None if parts is None else (parts[which],)
+        if parts is None:
+            return None
+        whole, start = leaves[0].root, sum(sizes[:which])
+        bounds = list(itertools.accumulate((s.size for s in whole.summands), initial=0))
+        exact = start in bounds and bounds[bounds.index(start) + 1] == start + sizes[which]
+        return (parts[which],), whole, bounds.index(start) if exact else None
 
     @step.register
     def _(self, k: c.Concat) -> Value:

@@ -18,6 +18,8 @@ class Frames:
     """The state of one inference: joins and narrows axes, and keeps the equations between charges."""
 
     system: System = field(default_factory=System)
+    covers: list[Axis] = field(default_factory=list)
+    """Axes in front of layer norms."""
     gain_axes: dict[Tensor, tuple[Axis, Charge]] = field(default_factory=dict)
     """Gain tensor → its own axis and the charge it may trade (for classes that collapse)."""
     source: str = ""
@@ -39,10 +41,12 @@ class Frames:
     def _piecewise(self, axis: Axis) -> Var:
         """A variable that equals the total of each summand on that summand."""
         root = axis.root
-        var = Var(f"charge of {axis.name}", (axis,))
-        for part, child in zip(root.summands, axis.children(), strict=True):
-            total = on_piece(self.total(child), root, part)
-            parts = frozenset([(root, part)])
+        var = Var(f"charge of {axis.name}", (axis,), own=axis)
+        start = 0
+        for index, (part, child) in enumerate(zip(root.summands, axis.children(), strict=True)):
+            total = on_piece(self.total(child), root, index)
+            parts = frozenset([(root, start, part.size)])
+            start += part.size
             piece = Var(f"{var.name}|{part.name}", (part, *_axes_of(total)), base=var, parts=parts)
             var.pieces[parts] = piece
             self.system.zero(Charge.of(piece) - total, self.reason)
@@ -111,14 +115,22 @@ class Frames:
             axis.charge, axis.fresh = Charge.of(scale), False
             axis.quotient = Axis(axis.size, axis.name, Kind.O1, depends=axis.depends)
             axis.quotient.narrowings = axis.narrowings
+            self.covers.append(axis)
             return attached(axis.quotient, SAME, axis.name)
         self.narrow(axis, Kind.O1)
         return axis
 
-    def _flatten(self, axis: Axis) -> None:
-        """Let frames in front of layer norms be those behind them: the shear 1 + 1wᵀ is given up."""
+    def _flatten(self, axis: Axis, *, both: bool = False) -> None:
+        """Let frames in front of layer norms be those behind them: the shear 1 + 1wᵀ is given up.
+
+        `both`: also for what stands in front of this axis.
+        """
         for leaf in axis.leaves():
             root = leaf.root
+            if both:
+                for cover in self.covers:
+                    if cover.quotient is not None and cover.quotient.root is root:
+                        self._flatten(cover)
             if root.quotient is not None:
                 behind, charge = root.quotient, root.charge
                 root.quotient, root.charge = None, NONE
@@ -446,7 +458,7 @@ class Frames:
 
     def split(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
         """Factors of an axis in a reshape; None when it cannot be divided that way."""
-        self._flatten(axis)
+        self._flatten(axis, both=True)
         root, label = axis.find()
         if root.summands:
             return None
@@ -480,7 +492,7 @@ class Frames:
     def cut(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
         """Summands of an axis in a slice, of the given sizes; None when it cannot be divided that way."""
         self.settle(axis, frozenset([axis]) if axis.view_of is not None else None)
-        self._flatten(axis)
+        self._flatten(axis, both=True)
         root, label = axis.find()
         if root.factors:
             return None
@@ -501,8 +513,8 @@ class Frames:
             piece.narrowings = list(root.narrowings)
             pieces.append(piece)
         root.summands = tuple(pieces)
-        for piece in pieces:
-            piece.charge = on_piece(root.charge, root, piece)
+        for index, piece in enumerate(pieces):
+            piece.charge = on_piece(root.charge, root, index)
         root.charge = NONE
         return axis.children()
 
