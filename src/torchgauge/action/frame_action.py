@@ -118,13 +118,12 @@ class FrameStage:
         return ordered
 
     # -- charges -----------------------------------------------------------------------------------------------
-    def row(self, charge: Charge, block: Block, odd: bool = False) -> Row:
-        """A charge over the free variables, on one block."""
-        choices = dict(block.choices)
+    def row(self, charge: Charge, block: Block, group: int | None, odd: bool = False) -> Row:
+        """A charge over the free variables, on one block, as seen from one dimension of the parameter."""
         raw: Row = {v: Fraction(1) for v in charge.odd} if odd else dict(charge.log)
         while split := next(((v, w) for v in raw if (w := split_axis([v])) is not None), None):
             var, whole = split
-            piece = var.piece(whole, choices.get(whole, 0))
+            piece = var.piece(whole, block.choice(whole, group))
             raw[piece] = raw.get(piece, Fraction(0)) + raw.pop(var)
         return self.solution.odd_row(raw) if odd else self.solution.log_row(raw)
 
@@ -146,9 +145,11 @@ class FrameStage:
             out[name] = []
             for block in bs:
                 terms: list[tuple[int | None, Row, Row]] = []
-                charges = [(None, explicit), *((leg.dim, self.leg_charge(leg)) for leg in block.legs)]
-                for dim, charge in charges:
-                    terms.append((dim, self.row(charge, block), self.row(charge, block, odd=True)))
+                charges = [(None, None, explicit)]
+                charges += [(leg.dim, leg.group, self.leg_charge(leg)) for leg in block.legs]
+                for dim, group, charge in charges:
+                    odd = self.row(charge, block, group, odd=True)
+                    terms.append((dim, self.row(charge, block, group), odd))
                 out[name].append(terms)
         return out
 

@@ -30,10 +30,16 @@ class Block:
     """Steps (dim, start, length, sizes): narrow a dimension, then unfold it."""
     sizes: tuple[int, ...]
     legs: tuple[Leg, ...]
-    choices: tuple[tuple[Axis, int], ...] = ()
-    """(concatenated axis, number of the summand) pairs that single out this block."""
+    choices: tuple[tuple[Axis, int, int], ...] = ()
+    """(concatenated axis, number of the summand, dimension of the parameter) that single out this block."""
     groups: tuple[int, ...] = ()
     """For each dimension of the block, the parameter's dimension that it is part of."""
+
+    def choice(self, whole: Axis, group: int | None) -> int:
+        """Which summand of an axis this block holds, as seen from one dimension of the parameter."""
+        found = [(index, g) for axis, index, g in self.choices if axis is whole]
+        near = [index for index, g in found if g == group]
+        return (near or [index for index, _ in found] or [0])[0]
 
     def view(self, tensor: Tensor) -> Tensor:
         """The block as a view of the (contiguous) parameter."""
@@ -68,7 +74,7 @@ def _unfold(
                 rest = [*dims[:i], [child], *dims[i + 1 :]]
                 narrowed = (*shape[:i], child.size, *shape[i + 1 :])
                 step = (i, start, child.size, (child.size,))
-                yield from _unfold(rest, narrowed, (*path, step), (*choices, (whole, index)), groups)
+                yield from _unfold(rest, narrowed, (*path, step), (*choices, (whole, index, groups[i])), groups)
                 start += child.size
             return
         if len(leaves) > 1:

@@ -270,7 +270,7 @@ class _Run:
             return x.expand(k.x.shape).reshape(k.out.shape)
         if isinstance(k, (c.Permute, c.Slice, c.Expand)):
             return apply_view(k, x)
-        if isinstance(k, c.Mul):
+        if isinstance(k, c.Mul) and self.pass_.is_static(k.y):
             return x * self.value_of(k.y) ** k.power
         if isinstance(k, c.Reduce):
             x = x.expand([n if i in k.dims else m for i, (n, m) in enumerate(zip(k.x.shape, x.shape, strict=True))])

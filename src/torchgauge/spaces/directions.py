@@ -116,7 +116,8 @@ class PatternPass:
         if out is None:
             return None
         dims = regrouped(out.dims, k.out.shape, k.x.shape)
-        return None if dims is None else replace(out, dims=dims)
+        # entries of a gain keep their order only while they stand in one dimension
+        return None if dims is None or (out.gains and len(dims) != 1) else replace(out, dims=dims)
 
     @back.register
     def _(self, k: c.Permute, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
@@ -231,7 +232,8 @@ class RelationPass:
     def _(self, k: c.Reshape) -> Relation | None:
         x = self.relations.get(k.x)
         dims = regrouped(x.dims, k.x.shape, k.out.shape) if x else None
-        return replace(x, dims=dims) if x and dims is not None else None
+        ordered = x is not None and dims is not None and (len(dims) == 1 or not (x.gains or x.offsets))
+        return replace(x, dims=dims) if x and dims is not None and ordered else None
 
     @forth.register
     def _(self, k: c.Permute) -> Relation | None:

@@ -119,6 +119,9 @@ class _Distributor:
             at = _same_dim(k.out.shape, k.x.shape, dim)
             x = None if at is None else self._slice(k.x, at, start, stop)
             return None if x is None else self._add(c.Reshape(self._new(t, shape), x))
+        if isinstance(k, c.Pointwise):
+            x = self._slice(k.x, dim, start, stop)
+            return None if x is None else self._add(replace(k, out=self._new(t, shape), x=x))
         if isinstance(k, c.Permute):
             x = self._slice(k.x, k.dims[dim], start, stop)
             return None if x is None else self._add(replace(k, out=self._new(t, shape), x=x))

@@ -260,6 +260,9 @@ class FramePass:
         root = leaves[0].root
         if root.kind is Kind.INDEX and root.pinned and not root.summands and not self.frames.total(leaves[0]):
             return ((Axis(sizes[which], leaves[0].name, Kind.INDEX, pinned=True),), root, None)
+        if not (root.fresh or root.summands):
+            # a space that is used whole and in parts: nothing is claimed of it
+            return None
         parts = self.frames.cut(leaves[0], tuple(sizes))
         if parts is None:
             return None
@@ -274,6 +277,12 @@ class FramePass:
         pieces: list[Axis] = []
         charged = any(self._feature(a) for x in xs for a in x.dims[k.dim])
         empty = [t.role == "const" and t.fill == 0.0 for t in k.xs]
+        moving = [g for x in xs for a in x.dims[k.dim] for g in a.ground() if not g.pinned]
+        if len(moving) != len(set(moving)):
+            # the same space in two places: nothing is claimed of it
+            for x in xs:
+                self._freeze(x)
+            return self._born_rigid(k.out)
         base = next((x for x, zero in zip(xs, empty, strict=True) if not zero), xs[0])
         for x, zero in zip(xs, empty, strict=True):
             dim = x.dims[k.dim]
