@@ -223,8 +223,8 @@ def sum_axis(summands: tuple[Axis, ...], name: str) -> Axis:
     """An axis that is the concatenation of given ones."""
     flat: list[Axis] = []
     for s in summands:
-        root, label = s.find()
-        parts = s.children() if root.summands and label == SAME else (s,)
+        root = s.root
+        parts = s.children() if root.summands else (s,)
         # a summand that comes twice stands in two places: two axes of one class
         flat.extend(attached(x, SAME, x.name) if x in flat else x for x in parts)
     if len(flat) == 1:

@@ -275,7 +275,7 @@ class FramePass:
     def _(self, k: c.Concat) -> Value:
         xs = [self.value(x) for x in k.xs]
         pieces: list[Axis] = []
-        charged = any(self._feature(a) for x in xs for a in x.dims[k.dim])
+        charged = any(self._feature(a) for x in xs for a in x.dims[k.dim]) or any(self._varies(x, k.dim) for x in xs)
         empty = [t.role == "const" and t.fill == 0.0 for t in k.xs]
         moving = [g for x in xs for a in x.dims[k.dim] for g in a.ground() if not g.pinned]
         if len(moving) != len(set(moving)):
@@ -295,6 +295,11 @@ class FramePass:
             pieces.append(self._charged(axis, charge) if charged and charge and not zero else axis)
         dims = tuple((sum_axis(tuple(pieces), k.out.name),) if i == k.dim else d for i, d in enumerate(base.dims))
         return Value(dims, NONE if charged else base.charge)
+
+    def _varies(self, x: Value, dim: int) -> bool:
+        """Whether the charge of a tensor may vary along one of its dimensions."""
+        along = {g for a in x.dims[dim] for g in a.ground()}
+        return any(along & v.support() for v in self.total(x).variables())
 
     def _charged(self, axis: Axis, charge: Charge) -> Axis:
         factors = list(axis.leaves())

@@ -312,11 +312,12 @@ class Frames:
         ra, rb = a.root, b.root
         if ra is rb or not ra.summands or not rb.summands:
             return
-        left, right = _flat(ra), _flat(rb)
-        if [x.size for x in left] != [x.size for x in right]:
+        nested = any(leaf.root.summands for part in (*ra.summands, *rb.summands) for leaf in part.leaves())
+        if nested or [x.size for x in ra.summands] != [x.size for x in rb.summands]:
+            self.freeze(ra)
+            self.freeze(rb)
             return
-        ra.summands, rb._children = tuple(left), tuple(right)
-        rb.summands = ()
+        rb._children, rb.summands = rb.summands, ()
         rb.parent, rb.label, rb.anchor = ra, SAME, True
 
     def follow(self, own: Axis, given: Axis) -> None:
@@ -611,25 +612,6 @@ def common(a: frozenset[Axis], b: frozenset[Axis]) -> frozenset[Axis]:
 
 def _axes_of(charge: Charge) -> tuple[Axis, ...]:
     return tuple({leaf.root: None for v in charge.variables() for a in v.axes for leaf in a.leaves()})
-
-
-def _flat(root: Axis) -> list[Axis]:
-    """Summands, those of summands included."""
-    out: list[Axis] = []
-    for part in root.summands:
-        leaves = part.leaves()
-        if len(leaves) == 1 and leaves[0].root.summands:
-            out.extend(x for child in leaves[0].children() for x in (_flat_member(child)))
-        else:
-            out.append(part)
-    return out
-
-
-def _flat_member(axis: Axis) -> list[Axis]:
-    leaves = axis.leaves()
-    if len(leaves) == 1 and leaves[0].root.summands:
-        return [x for child in leaves[0].children() for x in _flat_member(child)]
-    return [axis]
 
 
 def _bounds(axis: Axis) -> list[int]:
