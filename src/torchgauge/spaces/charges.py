@@ -248,13 +248,21 @@ class _Elimination:
 
     def impose_all(self, row: Row, along: frozenset[Axis] | None) -> None:
         """The combination is zero, or constant along the given axes (equal to a new unknown without them)."""
+        slack: Var | None = None
+        below: frozenset[Axis] = frozenset()
         if along is not None and row:
             below = frozenset(x for a in along for x in a.ground())
             known = frozenset().union(*(v.support() for v in row))
-            if not known & below:
+            reached = frozenset(x for axis in known for x in axis.ground())
+            if not reached & below:
                 return
-            row[Var("constant", tuple(sorted(known - below, key=lambda a: a.serial)))] = self.field(Fraction(-1))
+            slack = Var("constant", tuple(sorted(known - below, key=lambda a: a.serial)))
+            row[slack] = self.field(Fraction(-1))
         for instance in _instances(row):
+            for var in list(instance):
+                # a summand of another axis may be one of those along which nothing varies
+                if slack is not None and slack in (var, var.base) and self.support(var) & below:
+                    self._shrink({}, {var: self.support(var) - below})
             self.impose(instance)
 
     def impose(self, row: Row) -> None:
@@ -285,7 +293,7 @@ class _Elimination:
 
     def _shrink(self, row: Row, supports: dict[Var, frozenset[Axis]]) -> Row:
         for var, support in supports.items():
-            if support != self.support(var):
+            if support != self.support(var) and var not in self.solved:
                 axes = tuple(sorted(support, key=lambda a: a.serial))
                 self.solved[var] = {Var(var.name, axes, origin=var.origin): Fraction(1)}
         return self.reduce(row)

@@ -85,7 +85,7 @@ class FramePass:
         value = self.value(tensor)
         total = self.total(value)
         own = {g for a in value.axes for g in a.ground()}
-        grounds = [g for a in value.axes for g in a.ground() if not g.pinned]
+        grounds = [g for a in value.axes for g in a.ground()]
         twice = {g for g in grounds if grounds.count(g) > 1}
         self.frames.system.constant(value.charge, twice, f"an axis stands twice in {tensor.name}")
         for part in (total.magnitude, total.signs):
@@ -109,11 +109,10 @@ class FramePass:
         if not self._all_fresh(value):
             vectors = [g for g in axes if g.kind.vector and not g.summands]
             self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")
-        moving = [g for g in axes if not g.pinned]
-        if len(moving) != len(set(moving)):
-            for g in {g for g in moving if moving.count(g) > 1}:
-                if g.kind is Kind.INDEX:
-                    self.frames.system.constant(self.total(value), (g,), "an axis stands twice in one tensor")
+        if len(axes) != len(set(axes)):
+            total = self.total(value)
+            for g in {g for g in axes if axes.count(g) > 1 and g.kind is Kind.INDEX}:
+                self.frames.system.constant(total, (g,), "an axis stands twice in one tensor")
         return value
 
     def _index_all(self, value: Value) -> None:
