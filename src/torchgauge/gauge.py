@@ -151,7 +151,7 @@ class GaugeGroup:
 
         shifts = {s: normal(self.shifts.shape(s), self.shifts.width(s)) for s in self.shifts.shifts.free}
         invisible = {w: normal(w.shape, w.width) for w in self.invisible.writers}
-        letters = [(FRAMES, frames)]
+        letters: list[tuple[int, Any]] = [(FRAMES, frames)]
         if shifts:
             letters.append((SHIFTS, shifts))
         if invisible:
@@ -235,8 +235,7 @@ class GaugeGroup:
             out = decode(self.program, self.ties, params, moved, cast=False)
             return {n: out[n] for n in names}
 
-        _, change = torch.func.jvp(path, (torch.zeros_like(direction),), (direction,))
-        return change
+        return torch.func.jvp(path, (torch.zeros_like(direction),), (direction,))[1]
 
     def tangent(self, params: Params, i: int) -> dict[str, Tensor]:
         """The i-th generator as a direction in parameter space (float64, canonical names)."""
@@ -266,9 +265,7 @@ class GaugeGroup:
             names: order of the parameters in the rows; default: all learnable ones, canonical, sorted as given.
         """
         names = names or [n for n in params if n in self.learnable]
-        columns = [
-            torch.cat([d[n].reshape(-1) for n in names]) for _, d in self.tangents(params)
-        ]
+        columns = [torch.cat([d[n].reshape(-1) for n in names]) for _, d in self.tangents(params)]
         rows = sum(params[n].numel() for n in names)
         return torch.stack(columns, 1) if columns else torch.zeros(rows, 0, dtype=torch.float64)
 

@@ -211,7 +211,16 @@ CASES: tuple[Case, ...] = (
     Case("vgg_bn", lambda: VGG(norm=True), images(24, 2, 8), 39, batches=30, centre=True, seed=1),
     Case("encoder_pre", lambda: Encoder(True), sequences(9), 384, batches=4, centre=True),
     Case("encoder_post", lambda: Encoder(False), sequences(9), 305, batches=4, centre=True),
-    Case("encoder_post_gelu", lambda: Encoder(False, 1, "gelu"), sequences(9), 152, batches=4),
+    Case(
+        "encoder_post_gelu",
+        lambda: Encoder(False, 1, "gelu"),
+        sequences(9),
+        151,
+        152,
+        row="theory 6.1",
+        reason="post-norm with exactly two chained norms: the frame between them may depend on the gains",
+        batches=4,
+    ),
     Case("decoder_pre", lambda: Decoder(True), sequences(9, 8), 327, batches=4),
     Case("decoder_post", lambda: Decoder(False), sequences(9, 8), 256, batches=4),
 )

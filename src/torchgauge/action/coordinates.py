@@ -49,7 +49,7 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
     return out
 
 
-def _encoded(coordinate: Coordinate, value: Tensor, get) -> Tensor:  # noqa: ANN001
+def _encoded(coordinate: Coordinate, value: Tensor, get) -> Tensor:
     if coordinate.kind == "offset":
         return value + coordinate.offset
     if coordinate.kind == "batch_norm_bias":
@@ -128,4 +128,3 @@ def statistics(program: Program, var_name: str) -> list[str]:
         if coordinate.kind == "batch_norm_bias" and coordinate.refs[2] == var_name:
             return [coordinate.refs[1], var_name]
     return [var_name]
-

@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchgauge.action.layout import Block, Leg, blocks, place_of
 from torchgauge.action.coordinates import statistics
+from torchgauge.action.layout import Block, Leg, blocks, place_of
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis, Kind
 from torchgauge.spaces.charges import NONE, Charge, Row, Solution, Var, split_axis
@@ -62,9 +62,15 @@ class FrameStage:
     @cached_property
     def layout(self) -> dict[str, list[Block]]:
         leaves = self.program.params | {f"buffer:{n}": t for n, t in self.program.buffers.items()}
-        return {
-            name: blocks(self.frames.values[t], t.shape) for name, t in leaves.items() if t in self.frames.values
-        }
+        found = {name: blocks(self.frames.values[t], t.shape) for name, t in leaves.items() if t in self.frames.values}
+        for block in (b for bs in found.values() for b in bs):
+            present = {leg.root for leg in block.legs}
+            for leg in block.legs:
+                # one summand of a concatenation may lack an index that another has
+                for root in (leg.root, leg.root.quotient.root if leg.root.quotient else leg.root):
+                    if any(d not in present for d in depends(root)):
+                        root.depends = frozenset(d for d in depends(root) if d in present)
+        return found
 
     @cached_property
     def vectors(self) -> list[Axis]:
@@ -168,7 +174,7 @@ class FrameStage:
                         key = (name, i, dim if twice else None, v)
                         sums[key] = sums.get(key, 0) + q  # type: ignore[operator]
                 for (n, b, d, v), q in sums.items():
-                    if (q % 2 if odd else q):  # type: ignore[operator]
+                    if q % 2 if odd else q:  # type: ignore[operator]
                         columns.setdefault(v, {})[(n, b, d)] = q
         for leg_gain, (_, charge) in self.frames.frames.gain_axes.items():
             del leg_gain, charge
@@ -184,12 +190,12 @@ class FrameStage:
 
     # -- elements ----------------------------------------------------------------------------------------------
     def sample(self, generator: torch.Generator | None, scale: float) -> FrameElement:
-        mats = {
-            r: matrices.sample(r.kind.value, r.size, sizes(depends(r)), scale, generator) for r in self.vectors
-        }
+        mats = {r: matrices.sample(r.kind.value, r.size, sizes(depends(r)), scale, generator) for r in self.vectors}
         perms = {r: self._permutation(r, generator) for r in self.indices}
-        logs = {v: scale * (torch.rand(var_sizes(v), generator=generator, dtype=torch.float64) * 2 - 1)
-                for v in self.log_vars}
+        logs = {
+            v: scale * (torch.rand(var_sizes(v), generator=generator, dtype=torch.float64) * 2 - 1)
+            for v in self.log_vars
+        }
         signs = {v: torch.randint(0, 2, var_sizes(v), generator=generator).double() * 2 - 1 for v in self.sign_vars}
         shears = {
             r: scale * torch.randn(*sizes(depends(r)), r.size, generator=generator, dtype=torch.float64) / r.size
@@ -225,7 +231,7 @@ class FrameStage:
             perms[r] = self.pull(p, (*depends(r), r), g.perms)
         return FrameElement(mats, perms, logs, signs)
 
-    def _add(self, g: Mapping[Var, Tensor], h: Mapping[Var, Tensor], perms: Mapping[Axis, Tensor], op) -> dict:  # noqa: ANN001
+    def _add(self, g: Mapping[Var, Tensor], h: Mapping[Var, Tensor], perms: Mapping[Axis, Tensor], op) -> dict:
         out = dict(g)
         for v, a in h.items():
             pulled = self.pull(a, var_axes(v), perms)
@@ -268,7 +274,9 @@ class FrameStage:
             parts.append((block, self.pull(block.view(statistic), tuple(roots), g.perms, block.groups)))
         return _assemble(statistic, parts)
 
-    def _move(self, g: FrameElement, name: str, old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor]) -> Tensor:
+    def _move(
+        self, g: FrameElement, name: str, old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor]
+    ) -> Tensor:
         if not any(self._touches(g, name, i, block) for i, block in enumerate(self.layout[name])):
             return old[name]
         tensor = old[name]
@@ -289,7 +297,14 @@ class FrameStage:
         return any(v in g.logs or v in g.signs for _, a, b in self.rows[name][i] for v in (*a, *b))
 
     def _move_block(
-        self, g: FrameElement, name: str, i: int, block: Block, t: Tensor, old: Coordinates, new: Coordinates,
+        self,
+        g: FrameElement,
+        name: str,
+        i: int,
+        block: Block,
+        t: Tensor,
+        old: Coordinates,
+        new: Coordinates,
         duals: dict[Axis, Tensor],
     ) -> Tensor:
         roots: list[Axis] = [_ANY] * len(block.sizes)
@@ -328,8 +343,15 @@ class FrameStage:
         return out
 
     def _turn(
-        self, g: FrameElement, leg: Leg, t: Tensor, roots: tuple[Axis, ...], groups: tuple[int, ...],
-        old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor],
+        self,
+        g: FrameElement,
+        leg: Leg,
+        t: Tensor,
+        roots: tuple[Axis, ...],
+        groups: tuple[int, ...],
+        old: Coordinates,
+        new: Coordinates,
+        duals: dict[Axis, Tensor],
     ) -> Tensor:
         m = g.mats[leg.root]
         if leg.label.flip and leg.root.kind not in (Kind.O, Kind.O1):

@@ -110,9 +110,7 @@ class ShiftStage:
 class _Run:
     """One evaluation: shifts of tensors are computed on demand from the sources' values."""
 
-    def __init__(
-        self, stage: ShiftStage, values: Mapping[Source, Tensor], old: Coordinates, new: Coordinates
-    ) -> None:
+    def __init__(self, stage: ShiftStage, values: Mapping[Source, Tensor], old: Coordinates, new: Coordinates) -> None:
         self.stage, self.pass_, self.values, self.old, self.new = stage, stage.shifts, dict(values), old, new
         self.makers = self.pass_.makers
 
@@ -140,7 +138,7 @@ class _Run:
         """The value that makes everything else vanish where the source was solved."""
         if s in self.values:
             return self.values[s]
-        at, others = self.pass_.solved[s]
+        at, _ = self.pass_.solved[s]
         # what the others bring, with this source standing still
         self.values[s] = None  # type: ignore[assignment]
         total = self.shift(at)
@@ -167,11 +165,11 @@ class _Run:
         return value
 
     def _index(self, s: Source, t: c.Tensor, index: Tensor) -> tuple[Tensor, float] | None:
-        """Where each entry of a source appears in `t` (dimensions of size one where it is broadcast), and its factor."""
+        """Where each entry of a source appears in `t` (size one where it is broadcast), and its factor."""
         k = self.makers.get(t)
         if k is s.at:
-            minus = isinstance(k, c.Add) and self.pass_.bare(k.y) is s.tensor
-            return self._placed(s, index), k.alpha if minus else 1.0
+            factor = k.alpha if isinstance(k, c.Add) and self.pass_.bare(k.y) is s.tensor else 1.0
+            return self._placed(s, index), factor
         if isinstance(k, c.Add):
             found = self._index(s, k.x, index)
             if found is None and (found := self._index(s, k.y, index)) is not None:
@@ -254,8 +252,10 @@ class _Run:
             parts = [self._operand(k, x) for x in k.xs]
             if all(p is None for p in parts):
                 return None
-            full = [torch.zeros(x.shape, dtype=torch.float64) if p is None else p.expand(x.shape)
-                    for p, x in zip(parts, k.xs, strict=True)]
+            full = [
+                torch.zeros(x.shape, dtype=torch.float64) if p is None else p.expand(x.shape)
+                for p, x in zip(parts, k.xs, strict=True)
+            ]
             return torch.cat(full, k.dim)
         if isinstance(k, c.Gather):
             s = self.pass_.sources.get((k, k.table))

@@ -146,7 +146,9 @@ class _Distributor:
                 return None
             y, at = found
             part = self._unflatten(y, at, sizes)
-            return None if part is None else self._add(_relabelled(k, y, part, dim, at, len(sizes), self._new(t, shape)))
+            if part is None:
+                return None
+            return self._add(_relabelled(k, y, part, dim, at, len(sizes), self._new(t, shape)))
         if isinstance(k, c.Add) or (isinstance(k, c.Mul) and self._static(k.y)):
             x, y = self._unflatten(k.x, dim, sizes), self._unflatten(k.y, dim, sizes)
             return None if x is None or y is None else self._add(replace(k, out=self._new(t, shape), x=x, y=y))

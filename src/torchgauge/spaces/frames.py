@@ -470,7 +470,7 @@ class FramePass:
     @step.register
     def _(self, k: c.Add) -> Value:
         x, y = self.value(k.x), self.value(k.y)
-        for t, v, other, into in ((k.x, x, y, k.y), (k.y, y, x, k.x)):
+        for t, other in ((k.x, y), (k.y, x)):
             if t.role == "const":
                 return self._add_constant(t, other, k.out)
         if "buffer" in (self._gain_tensor(k.x).role, self._gain_tensor(k.y).role):

@@ -164,7 +164,18 @@ class Frames:
             return
         axis.parent, axis.label = None, SAME
         root.parent, root.label = axis, label.inverse()
-        for name in ("kind", "pinned", "fresh", "depends", "charge", "gains", "narrowings", "factors", "summands", "quotient"):
+        for name in (
+            "kind",
+            "pinned",
+            "fresh",
+            "depends",
+            "charge",
+            "gains",
+            "narrowings",
+            "factors",
+            "summands",
+            "quotient",
+        ):
             setattr(axis, name, getattr(root, name))
         axis.charge, axis._children = NONE, ()
         assert not root.charge
@@ -577,7 +588,7 @@ class Frames:
             if a.size == b.size:
                 pairs.append((left.pop(0), right.pop(0)))
                 continue
-            big, small, flip = (left, right, False) if a.size > b.size else (right, left, True)
+            big, small = (left, right) if a.size > b.size else (right, left)
             parts = None
             taken, size = 0, 1
             while size < big[0].size and taken < len(small):

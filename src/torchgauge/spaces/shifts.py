@@ -279,7 +279,7 @@ class ShiftPass:
         for t in k.inputs:
             self._stop(t, k)
 
-    def _stop(self, t: c.Tensor, k: c.Constraint | None, bad=lambda term: True) -> None:  # noqa: ANN001
+    def _stop(self, t: c.Tensor, k: c.Constraint | None, bad=lambda term: True) -> None:
         """A reader that admits no shift (of the bad sort)."""
         terms = self.terms(t)
         ignored = self.patterns.back(k, self.patterns.of(k.out), t) if k is not None else None
@@ -296,9 +296,7 @@ class ShiftPass:
         arrived = self.terms(t)
         terms = {s: arrived[s] for s in terms if s in arrived}
         wide = frozenset().union(*(term.varies for term in terms.values()))
-        able = [
-            s for s, term in terms.items() if term.direct and _covers(term.varies, wide) and s not in self.solved
-        ]
+        able = [s for s, term in terms.items() if term.direct and _covers(term.varies, wide) and s not in self.solved]
         if able:
             able.sort(key=lambda s: s.kind == "bias")
             pivot = able[-1]
