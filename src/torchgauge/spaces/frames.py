@@ -711,8 +711,7 @@ class FramePass:
         else:
             self._freeze(Value((dim,), NONE))
         two = [g for a in dim for g in a.ground() if g.name == "pair"]
-        if two and x.charge:
-            self.frames.system.constant(x.charge, two, self.frames.reason)
+        self.frames.system.constant(self.total(x), two, self.frames.reason)
         return x
 
     @step.register

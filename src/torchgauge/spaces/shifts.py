@@ -124,6 +124,11 @@ class ShiftPass:
                 return [end for k in slices for end in self._chain_end(k.out)]
             if len(uses) != 1 or t in self.outputs:
                 return []
+            if isinstance(uses[0], c.Expand):
+                # repeated, and then read once
+                out = uses[0].out
+                self.static.add(out)
+                return [t] if len(self.readers.get(out, [])) == 1 and out not in self.outputs else []
             if not isinstance(uses[0], (c.Reshape, c.Permute, c.Slice)):
                 return [t]
             t = uses[0].out
