@@ -322,6 +322,11 @@ class FramePass:
             if i != skip and dx and dy
             for pair in self.frames.match(list(dx), list(dy))
         ]
+        for i, (dx, dy) in enumerate(zip(x.dims, y.dims, strict=True)):
+            if i != skip and bool(dx) != bool(dy):
+                # along a dimension that only one of them has, its charge counts in full
+                excess = excess + sum((self.frames.total(a) for a in dy), NONE)
+                excess = excess - sum((self.frames.total(a) for a in dx), NONE)
         for a, b in pairs:
             plain = not (a.root.summands or b.root.summands) and a.root is not b.root and not (fresh or free)
             if bearer is None and plain and a.root.kind.vector and b.root.kind.vector:
