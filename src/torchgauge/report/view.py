@@ -182,6 +182,7 @@ _LABELS = {
     "scale": "R>0^{}",
     "gain": "R*^{}",
     "shift": "R^{} shift",
+    "shear": "R^{} shear",
     "unreachable": "R^{} unreachable",
     "invisible": "R^{} invisible",
 }
