@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torchgauge.action.frame_action import FrameStage
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.gauge import GaugeGroup
-from torchgauge.spaces.constraints import Program
+from torchgauge.spaces.constraints import Opaque, Program
 from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.frames import FramePass
@@ -39,7 +40,19 @@ def infer(
 
     captured = capture(model, args, dict(kwargs or {}))
     program = lower(captured)
-    return solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
+    try:
+        return solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
+    except RecursionError:
+        # never a guess: what the solver cannot untangle is rigid, and the report says so
+        return solve(_all_rigid(program), ties=captured.ties, dropped=captured.dropped_outputs)
+
+
+def _all_rigid(program: Program) -> Program:
+    """The program with nothing known of it: every parameter stands still."""
+    xs = tuple(program.params.values())
+    reason = "the whole graph: its reshapes and slices could not be untangled"
+    blocked = [Opaque(out, xs, reason) for out in program.outputs]
+    return replace(program, constraints=blocked, opaque=[(reason, program.outputs[0].source)])
 
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
