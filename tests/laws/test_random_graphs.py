@@ -54,10 +54,12 @@ def assert_never_wrong(case: Case) -> None:
 
 leaves = st.sampled_from(sorted(LEAVES))
 steps = st.recursive(
-    leaves, lambda inner: st.tuples(st.sampled_from(COMBINATORS), st.lists(inner, min_size=1, max_size=3).map(tuple))
+    leaves,
+    lambda inner: st.tuples(st.sampled_from(COMBINATORS), st.lists(inner, min_size=1, max_size=3).map(tuple)),
+    max_leaves=6,
 )
-trees = st.lists(steps, min_size=1, max_size=6).map(tuple)
-few = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+trees = st.lists(steps, min_size=1, max_size=4).map(tuple)
+few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @few
