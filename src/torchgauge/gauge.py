@@ -147,7 +147,7 @@ class GaugeGroup:
 
         def normal(shape: tuple[int, ...], width: int) -> Tensor:
             # of the size of a weight that reads `width` entries: larger ones only cost digits
-            return scale / max(1, width) ** 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            return scale / (16 * max(1, width)) ** 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
         shifts = {s: normal(self.shifts.shape(s), self.shifts.width(s)) for s in self.shifts.shifts.free}
         invisible = {w: normal(w.shape, w.width) for w in self.invisible.writers}
