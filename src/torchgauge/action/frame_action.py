@@ -21,7 +21,6 @@ from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis, Kind
 from torchgauge.spaces.charges import NONE, Charge, Row, Solution, Var, split_axis
 from torchgauge.spaces.constraints import Program
-from torchgauge.spaces.constraints import Tensor as Symbol
 from torchgauge.spaces.frames import FramePass
 
 Coordinates = dict[str, Tensor]
@@ -134,12 +133,10 @@ class FrameStage:
         return self.solution.odd_row(raw) if odd else self.solution.log_row(raw)
 
     def leg_charge(self, leg: Leg) -> Charge:
-        total = self.frames.frames.total
         label, root = leg.label, leg.root
         if label.dress and not root.kind.vector:
             extra = sum((self.frames.frames.gain_axes[g][1].scaled(p) for g, p in label.dress), NONE)
             label = replace(label, dress=(), charge=label.charge + extra)
-        del total
         return label.charge + (root.charge.scaled(-1 if label.flip else 1) if root.charge else NONE)
 
     @cached_property
@@ -176,8 +173,6 @@ class FrameStage:
                 for (n, b, d, v), q in sums.items():
                     if q % 2 if odd else q:  # type: ignore[operator]
                         columns.setdefault(v, {})[(n, b, d)] = q
-        for leg_gain, (_, charge) in self.frames.frames.gain_axes.items():
-            del leg_gain, charge
         return list(columns)
 
     @cached_property
@@ -368,9 +363,6 @@ class FrameStage:
         if leg.label.dress:
             t = t * _along(self.dress(leg, new), leg.dim, t.ndim)
         return t
-
-    def symbols(self) -> dict[str, Symbol]:
-        return self.program.params
 
 
 _ANY = Axis(1, "any", Kind.INDEX, pinned=True)
