@@ -97,8 +97,8 @@ SEVERAL = _names(
 
 OPAQUE = _names(
     """
-    frexp gelu_backward logit_backward native_dropout_backward sigmoid_backward silu_backward tanh_backward
+    equal frexp gelu_backward logit_backward native_dropout_backward sigmoid_backward silu_backward tanh_backward
     threshold_backward
     """
 )
-"""Elementwise operators left without a rule: two results, or backward passes."""
+"""Elementwise operators left without a rule: one or two results of another kind, or backward passes."""
