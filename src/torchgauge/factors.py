@@ -34,10 +34,9 @@ def frame_factors(stage: FrameStage) -> list[Factor]:
 
 def _touched(stage: FrameStage) -> dict[Axis, tuple[str, ...]]:
     found: dict[Axis, dict[str, None]] = {}
-    for name, blocks in stage.layout.items():
-        for block in blocks:
-            for leg in block.legs:
-                found.setdefault(leg.root, {})[_learnable(stage.program, name)] = None
+    for name, layout in stage.layout.items():
+        for leg in layout.legs:
+            found.setdefault(leg.root, {})[_learnable(stage.program, name)] = None
     for root in stage.covers:
         assert root.quotient is not None
         found.setdefault(root.quotient.root, {}).update(found[root])
@@ -45,7 +44,9 @@ def _touched(stage: FrameStage) -> dict[Axis, tuple[str, ...]]:
 
 
 def _learnable(program: Program, key: str) -> str:
-    return program.coordinates[key].name if key in program.coordinates else key.removeprefix("buffer:")
+    if key in program.coordinates:
+        return program.coordinates[key].name
+    return program.buffer_coordinates[key.removeprefix("buffer:")].name
 
 
 def _matrix_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
@@ -71,8 +72,7 @@ def _charge_factor(stage: FrameStage, var: Var, *, odd: bool) -> Factor:
     parameters = tuple(
         dict.fromkeys(
             _learnable(stage.program, name)
-            for name, blocks in stage.rows.items()
-            for terms in blocks
+            for name, terms in stage.rows.items()
             for _, logs, odds in terms
             if var in (odds if odd else logs)
         )
@@ -149,7 +149,7 @@ def _sources(root: Axis) -> tuple[str, ...]:
 def rigid(stage: FrameStage) -> tuple[Rigid, ...]:
     """What took frames away: unknown operators first, then every narrowing of a space that parameters touch."""
     out = [Rigid("everything it reads", f"no rule for {what}", where) for what, where in stage.program.opaque]
-    roots = dict.fromkeys(leg.root for blocks in stage.layout.values() for b in blocks for leg in b.legs)
+    roots = dict.fromkeys(leg.root for leg in stage.legs)
     touched = _touched(stage)
     for root in roots:
         for n in root.narrowings:

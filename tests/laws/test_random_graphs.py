@@ -39,8 +39,8 @@ def assert_never_wrong(case: Case) -> None:
     state = dict(model.state_dict())
     args = case.example(5)
     old = evaluate64(model, state, args)
-    if not all(bool(x.isfinite().all()) and float(x.abs().max()) < 1e6 for x in old):
-        return  # powers of powers: nothing to compare in float64
+    if not all(bool(x.isfinite().all()) and 0 < float(x.abs().max()) < 1e6 for x in old):
+        return  # powers of powers, or zero throughout: nothing to compare in float64
     group = tg.infer(model, case.example(), case.kwargs)
     for seed, scale in ((0, 0.5), (1, 1.0)):
         moved = group.act(group.random(torch.Generator().manual_seed(seed), scale=scale), state)

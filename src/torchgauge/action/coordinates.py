@@ -7,6 +7,7 @@ norm in evaluation mode as what it adds to the scaled input: bias − weight·me
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torchgauge.errors import InputError
 from torchgauge.spaces.constraints import Coordinate, Program, View
 
 Params = Mapping[str, Tensor]
+Pieces = list[tuple[tuple[View, ...], Tensor]]
+"""Parts of one tensor: the views that lead to each, and its value."""
 
 
 def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[str, Tensor]:
@@ -32,21 +35,29 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
     out: dict[str, Tensor] = {}
     for key, coordinate in program.coordinates.items():
         value = get(coordinate.name)
-        for shape, dim, start, stop in coordinate.views:
-            value = value.reshape(shape).narrow(dim, start, stop - start)
-        if tuple(value.shape) != program.params[key].shape:
-            raise InputError(
-                f"{coordinate.name} has shape {tuple(value.shape)}, the group was inferred for "
-                f"{program.params[key].shape}",
-                remedy="infer the group again from a model of this shape",
-            )
-        out[key] = _encoded(coordinate, value, get)
-    for name in program.buffers:
-        eps = program.buffer_eps[name]
-        out[f"buffer:{name}"] = get(name) if eps is None else torch.rsqrt(get(name) + eps)
-        for other in statistics(program, name):
-            out[f"raw:{other}"] = get(other)
+        _check(coordinate, value, program.params[key].shape)
+        out[key] = _part(_encoded(coordinate, value, get), coordinate.views)
+    for key, coordinate in program.buffer_coordinates.items():
+        out[f"buffer:{key}"] = _part(_encoded(coordinate, get(coordinate.name), get), coordinate.views)
+        for other in statistics(program, key):
+            out[f"raw:{key}:{other}"] = _part(get(other), coordinate.views)
     return out
+
+
+def _check(coordinate: Coordinate, value: Tensor, shape: tuple[int, ...]) -> None:
+    fits = value.numel() == prod(coordinate.views[0][0]) if coordinate.views else tuple(value.shape) == shape
+    if not fits:
+        wanted = coordinate.views[0][0] if coordinate.views else shape
+        raise InputError(
+            f"{coordinate.name} has shape {tuple(value.shape)}, the group was inferred for {wanted}",
+            remedy="infer the group again from a model of this shape",
+        )
+
+
+def _part(value: Tensor, views: tuple[View, ...]) -> Tensor:
+    for shape, dim, start, stop in views:
+        value = value.reshape(shape).narrow(dim, start, stop - start)
+    return value
 
 
 def _encoded(coordinate: Coordinate, value: Tensor, get) -> Tensor:
@@ -56,6 +67,8 @@ def _encoded(coordinate: Coordinate, value: Tensor, get) -> Tensor:
         weight, mean, var = coordinate.refs
         scale = torch.rsqrt(get(var) + coordinate.eps)
         return value - (get(weight) if weight else 1.0) * get(mean) * scale
+    if coordinate.kind == "inverse_std":
+        return torch.rsqrt(value + coordinate.eps)
     return value
 
 
@@ -63,28 +76,28 @@ def decode(
     program: Program, ties: Mapping[str, str], params: Params, coordinates: Mapping[str, Tensor], *, cast: bool = True
 ) -> dict[str, Tensor]:
     """A state dict like `params` with moved coordinates; unmoved tensors are the same objects' clones."""
-    new: dict[str, Tensor] = {}
-    for name in program.buffers:
-        for other in statistics(program, name):
-            new[other] = coordinates[f"raw:{other}"]
-    parts: dict[str, list[str]] = {}
-    for key, coordinate in program.coordinates.items():
-        value = coordinates[key]
-        if coordinate.views:
-            parts.setdefault(coordinate.name, []).append(key)
-            continue
-        if coordinate.kind == "offset":
-            value = value - coordinate.offset
-        new[coordinate.name] = value
     canonical = _canonical(ties, params)
-    for name, keys in parts.items():
-        pieces = [(program.coordinates[k].views, coordinates[k]) for k in keys]
-        new[name] = _joined(canonical[name].double(), pieces)
+
+    def get(name: str) -> Tensor:
+        return canonical[name].detach().double()
+
+    new: dict[str, Tensor] = {}
+    statistic: dict[str, Pieces] = {}
+    for key, coordinate in program.buffer_coordinates.items():
+        for other in statistics(program, key):
+            statistic.setdefault(other, []).append((coordinate.views, coordinates[f"raw:{key}:{other}"]))
+    for name, pieces in statistic.items():
+        new[name] = _joined(get(name), pieces)
+    parts: dict[str, Pieces] = {}
     for key, coordinate in program.coordinates.items():
-        if coordinate.kind == "batch_norm_bias":
-            weight, mean, var = coordinate.refs
-            scale = torch.rsqrt(new[var] + coordinate.eps)
-            new[coordinate.name] = coordinates[key] + (new[weight] if weight else 1.0) * new[mean] * scale
+        parts.setdefault(coordinate.name, []).append((coordinate.views, coordinates[key]))
+    kinds = {coordinate.name: coordinate for coordinate in program.coordinates.values()}
+    # a batch norm's bias is read off last, from the moved scale and statistics
+    for name in sorted(parts, key=lambda n: kinds[n].kind == "batch_norm_bias"):
+        coordinate = kinds[name]
+        old = _encoded(coordinate, get(name), get)
+        whole = _joined(old, parts[name]) if coordinate.views else parts[name][0][1]
+        new[name] = _decoded(coordinate, whole, new)
     out: dict[str, Tensor] = {}
     for name, old in params.items():
         source = ties.get(name, name)
@@ -97,11 +110,21 @@ def decode(
     return out
 
 
-def _joined(old: Tensor, parts: list[tuple[tuple[View, ...], Tensor]]) -> Tensor:
+def _decoded(coordinate: Coordinate, value: Tensor, new: Params) -> Tensor:
+    if coordinate.kind == "offset":
+        return value - coordinate.offset
+    if coordinate.kind == "batch_norm_bias":
+        weight, mean, var = coordinate.refs
+        scale = torch.rsqrt(new[var] + coordinate.eps)
+        return value + (new[weight] if weight else 1.0) * new[mean] * scale
+    return value
+
+
+def _joined(old: Tensor, parts: Pieces) -> Tensor:
     """A parameter from its moved parts; what no part covers stays."""
     if not parts[0][0]:
         return parts[0][1].reshape(old.shape)
-    groups: dict[View, list[tuple[tuple[View, ...], Tensor]]] = {}
+    groups: dict[View, Pieces] = {}
     for views, value in parts:
         groups.setdefault(views[0], []).append((views[1:], value))
     shape, dim = parts[0][0][0][:2]
@@ -122,9 +145,10 @@ def _canonical(ties: Mapping[str, str], params: Params) -> dict[str, Tensor]:
     return out
 
 
-def statistics(program: Program, var_name: str) -> list[str]:
-    """Running variance and mean that move together with a batch norm's channels."""
+def statistics(program: Program, key: str) -> list[str]:
+    """The buffers that move together with a statistic's channels: the running mean goes with the running variance."""
+    name = program.buffer_coordinates[key].name
     for coordinate in program.coordinates.values():
-        if coordinate.kind == "batch_norm_bias" and coordinate.refs[2] == var_name:
-            return [coordinate.refs[1], var_name]
-    return [var_name]
+        if coordinate.kind == "batch_norm_bias" and coordinate.refs[2] == name:
+            return [coordinate.refs[1], name]
+    return [name]

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from torchgauge.action.coordinates import statistics
-from torchgauge.action.layout import Block, Leg, blocks, place_of
+from torchgauge.action.layout import Leg, Unfolded, place_of, unfolded
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis, Kind
-from torchgauge.spaces.charges import NONE, Charge, Row, Solution, Var, split_axis
+from torchgauge.spaces.charges import NONE, Charge, Row, Solution, Var
 from torchgauge.spaces.constraints import Program
 from torchgauge.spaces.frames import FramePass
 
 Coordinates = dict[str, Tensor]
+Term = tuple[int | None, Row, Row]
+"""(dimension of the leg that carries a charge, or None for the explicit one; log row; sign row)."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,7 @@ def depends(root: Axis) -> tuple[Axis, ...]:
         return depends(root.quotient.root)
     if root.pinned and root.kind is Kind.INDEX:
         return ()
-    found: set[Axis] = set()
-    for axis in root.depends:
-        grounds = axis.ground()
-        if all(not g.summands for g in grounds):
-            found.update(g for g in grounds if g is not root and g.kind is Kind.INDEX)
+    found = {g for axis in root.depends for g in axis.ground() if g is not root and g.kind is Kind.INDEX}
     return tuple(sorted(found, key=lambda a: a.serial))
 
 
@@ -59,23 +57,19 @@ class FrameStage:
     solution: Solution
 
     @cached_property
-    def layout(self) -> dict[str, list[Block]]:
+    def layout(self) -> dict[str, Unfolded]:
         leaves = self.program.params | {f"buffer:{n}": t for n, t in self.program.buffers.items()}
-        found = {name: blocks(self.frames.values[t], t.shape) for name, t in leaves.items() if t in self.frames.values}
-        for block in (b for bs in found.values() for b in bs):
-            present = {leg.root for leg in block.legs}
-            for leg in block.legs:
-                # one summand of a concatenation may lack an index that another has
-                for root in (leg.root, leg.root.quotient.root if leg.root.quotient else leg.root):
-                    if any(d not in present for d in depends(root)):
-                        root.depends = frozenset(d for d in depends(root) if d in present)
-        return found
+        values = self.frames.values
+        return {name: unfolded(values[t], t.shape) for name, t in leaves.items() if t in values}
+
+    @cached_property
+    def legs(self) -> list[Leg]:
+        return [leg for layout in self.layout.values() for leg in layout.legs]
 
     @cached_property
     def vectors(self) -> list[Axis]:
         """Roots that carry matrices, in order of appearance in the parameters."""
-        used = (leg.root for bs in self.layout.values() for b in bs for leg in b.legs)
-        found = dict.fromkeys(r for r in used if r.kind.vector and not r.fresh)
+        found = dict.fromkeys(leg.root for leg in self.legs if leg.root.kind.vector and not leg.root.fresh)
         for r in list(found):
             if r.quotient is not None:
                 del found[r]
@@ -86,14 +80,12 @@ class FrameStage:
     @cached_property
     def covers(self) -> list[Axis]:
         """Roots in front of layer norms: their frame is a shear times the frame behind the norm."""
-        used = (leg.root for bs in self.layout.values() for b in bs for leg in b.legs)
-        return list(dict.fromkeys(r for r in used if r.quotient is not None))
+        return list(dict.fromkeys(leg.root for leg in self.legs if leg.root.quotient is not None))
 
     @cached_property
     def sheared(self) -> list[Axis]:
         """Covers that something other than a layer norm reads (else the shear is an invisible direction)."""
-        legs = [leg for bs in self.layout.values() for b in bs for leg in b.legs]
-        return [r for r in self.covers if any(leg.root is r and leg.label.flip for leg in legs)]
+        return [r for r in self.covers if any(leg.root is r and leg.label.flip for leg in self.legs)]
 
     def lifted(self, g: FrameElement, shears: Mapping[Axis, Tensor]) -> FrameElement:
         """Complete an element by the matrices in front of layer norms: (1 + 1wᵀ) Q."""
@@ -113,8 +105,8 @@ class FrameStage:
     @cached_property
     def indices(self) -> list[Axis]:
         """Roots that are permuted, each after those that it depends on."""
-        used = [leg.root for bs in self.layout.values() for b in bs for leg in b.legs]
-        wanted = list(dict.fromkeys(r for r in used if r.kind is Kind.INDEX and not r.pinned and r.size > 1))
+        roots = dict.fromkeys(leg.root for leg in self.legs)
+        wanted = [r for r in roots if r.kind is Kind.INDEX and not r.pinned and r.size > 1]
         ordered: list[Axis] = []
         while wanted:
             ready = [r for r in wanted if not any(d in wanted for d in depends(r))] or wanted[:1]
@@ -123,15 +115,6 @@ class FrameStage:
         return ordered
 
     # -- charges -----------------------------------------------------------------------------------------------
-    def row(self, charge: Charge, block: Block, group: int | None, odd: bool = False) -> Row:
-        """A charge over the free variables, on one block, as seen from one dimension of the parameter."""
-        raw: Row = {v: Fraction(1) for v in charge.odd} if odd else dict(charge.log)
-        while split := next(((v, w) for v in raw if (w := split_axis([v])) is not None), None):
-            var, whole = split
-            piece = var.piece(whole, block.choice(whole, group))
-            raw[piece] = raw.get(piece, Fraction(0)) + raw.pop(var)
-        return self.solution.odd_row(raw) if odd else self.solution.log_row(raw)
-
     def leg_charge(self, leg: Leg) -> Charge:
         label, root = leg.label, leg.root
         if label.dress and not root.kind.vector:
@@ -140,40 +123,37 @@ class FrameStage:
         return label.charge + (root.charge.scaled(-1 if label.flip else 1) if root.charge else NONE)
 
     @cached_property
-    def rows(self) -> dict[str, list[list[tuple[int | None, Row, Row]]]]:
-        """Per parameter and block: (leg dimension or None for the explicit charge, log row, sign row)."""
-        out: dict[str, list[list[tuple[int | None, Row, Row]]]] = {}
-        for name, bs in self.layout.items():
+    def rows(self) -> dict[str, list[Term]]:
+        """What scales and signs each parameter, over the free variables."""
+        out: dict[str, list[Term]] = {}
+        for name, layout in self.layout.items():
             explicit = NONE if name.startswith("buffer:") else self.frames.values[self.program.params[name]].charge
-            out[name] = []
-            for block in bs:
-                terms: list[tuple[int | None, Row, Row]] = []
-                charges = [(None, None, explicit)]
-                charges += [(leg.dim, leg.group, self.leg_charge(leg)) for leg in block.legs]
-                for dim, group, charge in charges:
-                    odd = self.row(charge, block, group, odd=True)
-                    terms.append((dim, self.row(charge, block, group), odd))
-                out[name].append(terms)
+            charges = [(None, explicit), *((leg.dim, self.leg_charge(leg)) for leg in layout.legs)]
+            out[name] = [
+                (
+                    dim,
+                    self.solution.log_row(dict(charge.log)),
+                    self.solution.odd_row({v: Fraction(1) for v in charge.odd}),
+                )
+                for dim, charge in charges
+            ]
         return out
 
     def _effective(self, odd: bool) -> list[Var]:
-        """Free variables that move some parameter; combinations that always occur together count once."""
-        columns: dict[Var, dict] = {}
-        for name, per_block in self.rows.items():
+        """Free variables that move some parameter."""
+        moving: dict[Var, None] = {}
+        for name, terms in self.rows.items():
             if name.startswith("buffer:"):
                 continue
-            for i, terms in enumerate(per_block):
-                sums: dict[tuple, object] = {}
-                legs = {leg.dim: leg.root for leg in self.layout[name][i].legs}
-                twice = len(set(legs.values())) != len(legs)
-                for dim, logs, odds in terms:
-                    for v, q in (odds if odd else logs).items():
-                        key = (name, i, dim if twice else None, v)
-                        sums[key] = sums.get(key, 0) + q  # type: ignore[operator]
-                for (n, b, d, v), q in sums.items():
-                    if q % 2 if odd else q:  # type: ignore[operator]
-                        columns.setdefault(v, {})[(n, b, d)] = q
-        return list(columns)
+            sums: dict[tuple[int | None, Var], Fraction] = {}
+            roots = self.layout[name].roots
+            twice = len(set(roots.values())) != len(roots)
+            for dim, logs, odds in terms:
+                for v, q in (odds if odd else logs).items():
+                    key = (dim if twice else None, v)
+                    sums[key] = sums.get(key, Fraction(0)) + q
+            moving |= dict.fromkeys(v for (_, v), q in sums.items() if (q % 2 if odd else q))
+        return list(moving)
 
     @cached_property
     def log_vars(self) -> list[Var]:
@@ -255,73 +235,57 @@ class FrameStage:
             if name in params:
                 new[name] = self._move(g, name, params, new, duals)
             if name.startswith("buffer:"):
-                for other in statistics(self.program, name.removeprefix("buffer:")):
-                    new[f"raw:{other}"] = self._permuted(g, self.layout[name], params[f"raw:{other}"])
+                key = name.removeprefix("buffer:")
+                for other in statistics(self.program, key):
+                    raw = f"raw:{key}:{other}"
+                    new[raw] = self._permuted(g, name, params[raw])
         return new
 
-    def _permuted(self, g: FrameElement, layout: list[Block], statistic: Tensor) -> Tensor:
+    def _roots(self, name: str) -> tuple[Axis, ...]:
+        """The root on every unfolded dimension."""
+        layout = self.layout[name]
+        return tuple(layout.roots.get(d, _ANY) for d in range(len(layout.sizes)))
+
+    def _permuted(self, g: FrameElement, name: str, statistic: Tensor) -> Tensor:
         """A batch-norm statistic moved with its channels."""
-        parts = []
-        for block in layout:
-            roots: list[Axis] = [_ANY] * len(block.sizes)
-            for leg in block.legs:
-                roots[leg.dim] = leg.root
-            parts.append((block, self.pull(block.view(statistic), tuple(roots), g.perms, block.groups)))
-        return _assemble(statistic, parts)
+        layout = self.layout[name]
+        moved = self.pull(statistic.reshape(layout.sizes), self._roots(name), g.perms, layout.groups)
+        return moved.reshape(statistic.shape)
+
+    def _touches(self, g: FrameElement, name: str) -> bool:
+        for leg in self.layout[name].legs:
+            if leg.root in g.mats or leg.root in g.perms or leg.label.dress:
+                return True
+        return any(v in g.logs or v in g.signs for _, a, b in self.rows[name] for v in (*a, *b))
 
     def _move(
         self, g: FrameElement, name: str, old: Coordinates, new: Coordinates, duals: dict[Axis, Tensor]
     ) -> Tensor:
-        if not any(self._touches(g, name, i, block) for i, block in enumerate(self.layout[name])):
+        if not self._touches(g, name):
             return old[name]
-        tensor = old[name]
-        whole = len(self.layout[name]) == 1
-        out = tensor if whole else torch.zeros_like(tensor)
-        moved_blocks = []
-        for i, block in enumerate(self.layout[name]):
-            moved = self._move_block(g, name, i, block, block.view(tensor), old, new, duals)
-            if whole:
-                return moved.reshape(tensor.shape)
-            moved_blocks.append((block, moved))
-        return _assemble(out, moved_blocks)
-
-    def _touches(self, g: FrameElement, name: str, i: int, block: Block) -> bool:
-        for leg in block.legs:
-            if leg.root in g.mats or leg.root in g.perms or leg.label.dress:
-                return True
-        return any(v in g.logs or v in g.signs for _, a, b in self.rows[name][i] for v in (*a, *b))
-
-    def _move_block(
-        self,
-        g: FrameElement,
-        name: str,
-        i: int,
-        block: Block,
-        t: Tensor,
-        old: Coordinates,
-        new: Coordinates,
-        duals: dict[Axis, Tensor],
-    ) -> Tensor:
-        roots: list[Axis] = [_ANY] * len(block.sizes)
-        for leg in block.legs:
-            roots[leg.dim] = leg.root
-        t = self.pull(t, tuple(roots), g.perms, block.groups)
-        for leg in block.legs:
+        layout, roots = self.layout[name], self._roots(name)
+        t = self.pull(old[name].reshape(layout.sizes), roots, g.perms, layout.groups)
+        for leg in layout.legs:
             if leg.root.kind.vector and leg.root in g.mats:
-                t = self._turn(g, leg, t, tuple(roots), block.groups, old, new, duals)
+                t = self._turn(g, leg, t, roots, layout.groups, old, new, duals)
             elif leg.root.kind.vector and leg.label.dress:
                 t = t * _along(self.dress(leg, new) / self.dress(leg, old), leg.dim, t.ndim)
-        if name.startswith("buffer:"):
-            return t
+        if not name.startswith("buffer:"):
+            t = self._scaled(g, name, t, roots, layout.groups)
+        return t.reshape(old[name].shape)
+
+    def _scaled(
+        self, g: FrameElement, name: str, t: Tensor, roots: tuple[Axis, ...], groups: tuple[int, ...]
+    ) -> Tensor:
         log, sign = None, None
-        for dim, logs, odds in self.rows[name][i]:
+        for dim, logs, odds in self.rows[name]:
             for v, q in logs.items():
                 if v in g.logs:
-                    term = _spread(g.logs[v], var_axes(v), tuple(roots), block.groups, dim, t.ndim) * float(q)
+                    term = _spread(g.logs[v], var_axes(v), roots, groups, dim, t.ndim) * float(q)
                     log = term if log is None else log + term
             for v in odds:
                 if v in g.signs:
-                    term = _spread(g.signs[v], var_axes(v), tuple(roots), block.groups, dim, t.ndim)
+                    term = _spread(g.signs[v], var_axes(v), roots, groups, dim, t.ndim)
                     sign = term if sign is None else sign * term
         if log is not None:
             t = t * torch.exp(log)
@@ -426,11 +390,3 @@ def _spread(
     for place, n in zip(sorted(real), array.shape, strict=True):
         shape[place] = n
     return array.reshape(shape)
-
-
-def _assemble(out: Tensor, parts: list[tuple[Block, Tensor]]) -> Tensor:
-    """Write blocks into a parameter (functional, so that forward-mode derivatives pass)."""
-    index = torch.arange(out.numel(), device=out.device).reshape(out.shape)
-    places = torch.cat([block.view(index).reshape(-1) for block, _ in parts])
-    values = torch.cat([moved.reshape(-1) for _, moved in parts])
-    return values[places.argsort()].reshape(out.shape)

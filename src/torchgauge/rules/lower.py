@@ -311,6 +311,7 @@ def prune(program: Program, anchors: Sequence[Tensor] = ()) -> Program:
     program.params = {n: x for n, x in program.params.items() if x in live}
     program.coordinates = {n: program.coordinates[n] for n in program.params}
     program.buffers = {n: x for n, x in program.buffers.items() if x in live}
+    program.buffer_coordinates = {n: program.buffer_coordinates[n] for n in program.buffers}
     notes = [(c.reason, c.out.source) for c in program.constraints if isinstance(c, Opaque)]
     program.opaque = list(dict.fromkeys(notes))
     return program

@@ -7,7 +7,7 @@ charge, conjugated by gains ("dressed"). A root holds the kind of frame, a meet 
     GL > O > O_1 > index,    GL > complex > index
 
 where "index" is a permutation of the axis (scales are charges, kept apart). An axis may turn out to be a product of
-axes (a reshape) or a sum (a concatenation or a slice); both are recorded at the root and unfold on demand.
+axes (a reshape); this is recorded at the root and unfolds on demand. Concatenations are gone before (see `blocks`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from enum import Enum
-from math import prod
 
-from torchgauge.spaces.charges import NONE, Charge, Var
+from torchgauge.spaces.charges import NONE, Charge
 from torchgauge.spaces.constraints import Tensor
 
 _serial = itertools.count()
@@ -94,11 +93,7 @@ class Axis:
     kind: Kind = Kind.GL
     pinned: bool = False
     fresh: bool = False
-    """Belongs to a parameter (or a block of zeros) that nothing has used yet."""
-    void: bool = False
-    """Belongs to a block of zeros: any frame may stand here, scales included."""
-    anchor: bool = False
-    """A concatenated axis joined with another one, piece by piece: members keep their own children."""
+    """Belongs to a parameter that nothing has used yet."""
     depends: frozenset[Axis] = frozenset()
     """Index axes that the frame may depend on (one matrix per head, ...)."""
     charge: Charge = NONE
@@ -107,7 +102,6 @@ class Axis:
     quotient: Axis | None = None
     """Seen by layer norms alone, as far as metrics go: the frame is (1 + 1wᵀ) times the frame of this axis."""
     factors: tuple[Axis, ...] = ()
-    summands: tuple[Axis, ...] = ()
     views: tuple[Axis, ...] = ()
     """Factors of a reshape that no operation has told apart yet."""
     view_of: Axis | None = None
@@ -127,22 +121,8 @@ class Axis:
         root, above = self.parent.find()
         if root is self.parent:
             return root, self.label
-        label = self.label.after(above)
-        if not self.parent.anchor:
-            anchor = self.parent.parent
-            if anchor is not None and anchor.anchor:
-                self.label, self.parent = self.label.after(self.parent.label), anchor
-            elif anchor is not None and not self._below_anchor():
-                self.label, self.parent = label, root
-        return root, label
-
-    def _below_anchor(self) -> bool:
-        node = self.parent
-        while node is not None:
-            if node.anchor:
-                return True
-            node = node.parent
-        return False
+        self.label, self.parent = self.label.after(above), root
+        return root, self.label
 
     @property
     def root(self) -> Axis:
@@ -150,7 +130,7 @@ class Axis:
 
     # -- structure ---------------------------------------------------------------------------------------------
     def leaves(self) -> list[Axis]:
-        """Unfold products; a sum stays one axis."""
+        """Unfold products."""
         if self.parent is None and not self.factors:
             return [self]
         root = self.root
@@ -159,74 +139,30 @@ class Axis:
         return [leaf for child in self.children() for leaf in child.leaves()]
 
     def children(self) -> tuple[Axis, ...]:
-        """Factors or summands as this member sees them: copies that carry the member's label."""
+        """Factors as this member sees them: copies that carry the member's label."""
         if self._children or self.parent is None:
-            return self._children or self.factors or self.summands
-        root, _ = self.find()
-        # up to the root, or to an axis that was joined piece by piece
-        above, label = self.parent, self.label
-        while above.parent is not None and not above.anchor:
-            label, above = label.after(above.label), above.parent
-        parts = above.children()
+            return self._children or self.factors
+        root, label = self.find()
+        parts = root.factors
         if label == SAME or not parts:
             return parts
         if label.dress:
             # only a class without matrices is divided, and there a gain is nothing but a charge
             label = Label(label.flip, sum((g.trade.scaled(p) for g, p in label.dress if g.trade), label.charge))
-        vectors = [p for p in parts if p.root.kind.vector] if root.factors else list(parts)
+        vectors = [p for p in parts if p.root.kind.vector]
         carrier = vectors[-1] if vectors else parts[0]
         children = []
-        for index, part in enumerate(parts):
-            if root.summands:
-                wanted = Label(label.flip, on_piece(label.charge, root, index), label.dress)
-            elif part is carrier:
-                wanted = label
-            else:
-                wanted = Label(flip=label.flip)
+        for part in parts:
+            wanted = label if part is carrier else Label(flip=label.flip)
             children.append(part if wanted == SAME else attached(part, wanted, part.name))
         self._children = tuple(children)
         return self._children
 
     def ground(self) -> list[Axis]:
-        """All root axes below: products and sums unfolded."""
-        out = []
-        for leaf in self.leaves():
-            root = leaf.root
-            if root.summands:
-                out.extend(g for s in root.summands for g in s.ground())
-            out.append(root)
-        return out
-
-
-def on_piece(charge: Charge, whole: Axis, index: int) -> Charge:
-    """A charge on one summand of a concatenated root axis."""
-
-    def at(var: Var) -> Var:
-        return var.piece(whole, index) if whole in var.support() else var
-
-    return Charge({at(v): q for v, q in charge.log.items()}, frozenset(at(v) for v in charge.odd))
+        """All root axes below."""
+        return [leaf.root for leaf in self.leaves()]
 
 
 def attached(axis: Axis, label: Label, name: str) -> Axis:
     """A new member of the class of `axis`."""
     return Axis(axis.size, name, parent=axis, label=label)
-
-
-def product_axis(factors: tuple[Axis, ...], name: str) -> Axis:
-    """An axis that is the product of given ones (outermost first)."""
-    if len(factors) == 1:
-        return factors[0]
-    return Axis(prod(f.size for f in factors), name, factors=factors)
-
-
-def sum_axis(summands: tuple[Axis, ...], name: str) -> Axis:
-    """An axis that is the concatenation of given ones."""
-    flat: list[Axis] = []
-    for s in summands:
-        root = s.root
-        parts = s.children() if root.summands else (s,)
-        # a summand that comes twice stands in two places: two axes of one class
-        flat.extend(attached(x, SAME, x.name) if x in flat else x for x in parts)
-    if len(flat) == 1:
-        return flat[0]
-    return Axis(sum(s.size for s in flat), name, summands=tuple(flat))

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 Row = dict["Var", Fraction]
 
 
-Parts = frozenset[tuple["Axis", int, int]]
-"""(concatenated axis, start, size): the interval of each concatenated axis that a piece of a charge is about."""
-
-
 @dataclass(eq=False)
 class Var:
     """An unknown charge: one non-zero real per joint index of `axes`."""
@@ -29,34 +25,7 @@ class Var:
     axes: tuple[Axis, ...]
     magnitude: bool = True
     sign: bool = True
-    pieces: dict[Parts, Var] = field(default_factory=dict)
-    own: Axis | None = None
-    """Of a charge that is defined summand by summand: the concatenated axis."""
-    base: Var | None = None
-    parts: Parts = frozenset()
     origin: str = ""
-
-    def piece(self, whole: Axis, index: int) -> Var:
-        """The same charge on one summand of a concatenated axis: one object, in whatever order pieces are taken."""
-        base = self.base or self
-        key = self._interval(whole, index)
-        known = base.pieces.get(key) or next((v for k, v in base.pieces.items() if _seen(k) == _seen(key)), None)
-        if known is not None:
-            return known
-        part = whole.summands[index]
-        axes = tuple(part if leaf.root is whole else leaf for a in self.axes for leaf in a.leaves())
-        name = f"{self.name}|{part.name}"
-        base.pieces[key] = Var(name, axes, self.magnitude, self.sign, base=base, parts=key, origin=self.origin)
-        return base.pieces[key]
-
-    def _interval(self, whole: Axis, index: int) -> Parts:
-        """The intervals with one more: a summand of a summand is an interval of the whole."""
-        start = sum(s.size for s in whole.summands[:index])
-        size = whole.summands[index].size
-        outer = next((x for x in self.parts if _summand(x) is whole), None)
-        if outer is None:
-            return self.parts | {(whole, start, size)}
-        return (self.parts - {outer}) | {(outer[0], outer[1] + start, size)}
 
     def support(self) -> frozenset[Axis]:
         """Root axes that the charge depends on."""
@@ -64,22 +33,6 @@ class Var:
 
     def __repr__(self) -> str:
         return self.name
-
-
-def _seen(parts: Parts) -> list[tuple[int, int, int]]:
-    """Intervals as they are seen through joins."""
-    return sorted((whole.root.serial, start, size) for whole, start, size in parts)
-
-
-def _summand(interval: tuple[Axis, int, int]) -> Axis | None:
-    """The root of the summand that an interval is, if it is one."""
-    whole, start, size = interval
-    at = 0
-    for summand in whole.root.summands:
-        if (at, summand.size) == (start, size):
-            return summand.root
-        at += summand.size
-    return None
 
 
 @dataclass(frozen=True)
@@ -166,8 +119,8 @@ class System:
         chosen = [e for e in self.equations if soft or not e.soft]
         logs, odds = _Elimination(Fraction, "log"), _Elimination(lambda q: Fraction(q % 2), "sign")
         for equation in chosen:
-            logs.impose_all(dict(equation.charge.log), equation.along)
-            odds.impose_all({v: Fraction(1) for v in equation.charge.odd}, equation.along)
+            logs.impose_along(dict(equation.charge.log), equation.along)
+            odds.impose_along({v: Fraction(1) for v in equation.charge.odd}, equation.along)
         return Solution(logs, odds)
 
 
@@ -178,43 +131,11 @@ class Solution:
     logs: _Elimination
     odds: _Elimination
 
-    def log(self, charge: Charge) -> list[Row]:
-        """Rows over the free variables, one per combination of concatenated pieces (see `expand`)."""
-        return [self.logs.reduce(row) for row in _instances(dict(charge.log))]
-
     def log_row(self, row: Row) -> Row:
         return self.logs.reduce(row)
 
     def odd_row(self, row: Row) -> Row:
         return self.odds.reduce(row)
-
-
-def split_axis(variables: Iterable[Var]) -> Axis | None:
-    """A concatenated axis that some variable lives on; one that defines a variable comes before those inside it."""
-    owners = [v for v in variables if v.own is not None and v.own.root.summands and v.own.root in v.support()]
-    for v in owners:
-        whole = v.own.root if v.own is not None else None
-        if not any(w.own is not None and w.own.root is not whole and whole in w.support() for w in owners):
-            return whole
-    if owners and owners[0].own is not None:
-        return owners[0].own.root
-    wholes = [axis for v in variables for axis in v.support() if axis.summands]
-    return min(wholes, key=lambda a: a.serial, default=None)
-
-
-def _instances(row: Row) -> list[Row]:
-    """Rewrite a row whose variables live on concatenated axes into one row per summand."""
-    whole = split_axis(list(row))
-    if whole is None:
-        return [row] if row else []
-    rows = []
-    for index in range(len(whole.summands)):
-        new: Row = {}
-        for v, q in row.items():
-            v = v.piece(whole, index) if whole in v.support() else v
-            new[v] = new.get(v, Fraction(0)) + q
-        rows.extend(_instances({v: q for v, q in new.items() if q}))
-    return rows
 
 
 class _Elimination:
@@ -246,24 +167,16 @@ class _Elimination:
                 out[var] = self.field(out.get(var, Fraction(0)) + q)
         return {v: q for v, q in out.items() if q}
 
-    def impose_all(self, row: Row, along: frozenset[Axis] | None) -> None:
+    def impose_along(self, row: Row, along: frozenset[Axis] | None) -> None:
         """The combination is zero, or constant along the given axes (equal to a new unknown without them)."""
-        slack: Var | None = None
-        below: frozenset[Axis] = frozenset()
         if along is not None and row:
             below = frozenset(x for a in along for x in a.ground())
             known = frozenset().union(*(v.support() for v in row))
-            reached = frozenset(x for axis in known for x in axis.ground())
-            if not reached & below:
+            if not known & below:
                 return
             slack = Var("constant", tuple(sorted(known - below, key=lambda a: a.serial)))
             row[slack] = self.field(Fraction(-1))
-        for instance in _instances(row):
-            for var in list(instance):
-                # a summand of another axis may be one of those along which nothing varies
-                if slack is not None and slack in (var, var.base) and self.support(var) & below:
-                    self._shrink({}, {var: self.support(var) - below})
-            self.impose(instance)
+        self.impose(row)
 
     def impose(self, row: Row) -> None:
         row = self.reduce(row)

@@ -143,7 +143,6 @@ class Profile:
     parity:  "odd" f(c + x) − v = −(f(c − x) − v) about the point `centre` = (c, v); "even" f(c + x) = f(c − x) about c
              (only c = 0 is used for even); or None
     exponential: f(x + c) = e^{rate c} f(x)
-    zero_at_zero: f(0) = 0
     """
 
     name: str
@@ -152,6 +151,12 @@ class Profile:
     centre: tuple[float, float] = (0.0, 0.0)
     exponential: bool = False
     rate: float = 1.0
+
+    @property
+    def fixes_zero(self) -> bool:
+        """f(0) = 0, as far as the rest says so."""
+        odd = self.parity == "odd" and self.centre == (0.0, 0.0)
+        return odd or (self.degree is not None and self.degree > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +172,19 @@ class Normalize(Constraint):
     """out = (x − mean) / sqrt(var + eps) over `dims` ("layer"), or x / sqrt(mean x² + eps) over `dims` ("rms").
 
     No gain and no bias: those are a `Mul` and an `Add` behind it. Batch norm in training mode is "layer" over the
-    batch and spatial dimensions; group norm is "layer" after a `Reshape`. `kind` "l2" is x / max(‖x‖, eps).
+    batch and spatial dimensions; group norm is "layer" after a `Reshape`. `others`: where x is one block of a
+    concatenation along `dims`, the other blocks, whose entries count in the mean and the variance too.
     """
 
     x: Tensor
     dims: tuple[int, ...]
     kind: Literal["layer", "rms"]
     eps: float
+    others: tuple[Tensor, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.x, *self.others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,15 +264,16 @@ class Coordinate:
     kind "offset":  value + offset (a (1 + weight) gain)
     kind "batch_norm_bias": bias − weight·running_mean / sqrt(running_var + eps); `refs` names weight (or ""),
                     running_mean and running_var
+    kind "inverse_std":  1/sqrt(value + eps), of a running variance
     """
 
     name: str
-    kind: Literal["plain", "offset", "batch_norm_bias"] = "plain"
+    kind: Literal["plain", "offset", "batch_norm_bias", "inverse_std"] = "plain"
     offset: float = 0.0
     refs: tuple[str, ...] = ()
     eps: float = 0.0
     views: tuple[View, ...] = ()
-    """Steps (shape, dim, start, stop) that lead from the parameter to a part of it: reshape, then slice."""
+    """Steps (shape, dim, start, stop) that lead from the value to a part of it: reshape, then slice."""
 
 
 @dataclass
@@ -274,8 +286,7 @@ class Program:
     coordinates: dict[str, Coordinate] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Batch-norm statistics by name."""
-    buffer_eps: dict[str, float | None] = field(default_factory=dict)
-    """The ε of a variance, whose tensor stands for 1/sqrt(variance + ε); None for a statistic as it is."""
+    buffer_coordinates: dict[str, Coordinate] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
     output_names: list[str] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)
@@ -305,9 +316,9 @@ class Builder:
         """A batch-norm statistic: permuted with its channels, else fixed. With `eps`: 1/sqrt(statistic + eps)."""
         if name not in self.program.buffers:
             self.program.buffers[name] = Tensor(tuple(shape), "buffer", name, self.source)
-            self.program.buffer_eps[name] = None
+            self.program.buffer_coordinates[name] = Coordinate(name)
         if eps is not None:
-            self.program.buffer_eps[name] = eps
+            self.program.buffer_coordinates[name] = Coordinate(name, "inverse_std", eps=eps)
         return self.program.buffers[name]
 
     def const(self, shape: Sequence[int], name: str = "const", fill: float | None = None) -> Tensor:
@@ -432,11 +443,22 @@ class Builder:
 
     # -- the rest ----------------------------------------------------------------------------------------------
     def pointwise(self, x: Tensor, profile: Profile) -> Tensor:
-        return self._emit(Pointwise(self._new(x.shape, x, name=profile.name), x, profile))
+        out = self._new(x.shape, x, name=profile.name)
+        if x.fill == 0.0 and profile.fixes_zero:
+            out.fill = 0.0
+        return self._emit(Pointwise(out, x, profile))
 
-    def normalize(self, x: Tensor, dims: Sequence[int], kind: Literal["layer", "rms"], eps: float) -> Tensor:
+    def normalize(
+        self,
+        x: Tensor,
+        dims: Sequence[int],
+        kind: Literal["layer", "rms"],
+        eps: float,
+        others: Sequence[Tensor] = (),
+    ) -> Tensor:
         dims = tuple(sorted(d % x.ndim for d in dims))
-        return self._emit(Normalize(self._new(x.shape, x, name=kind + "_norm"), x, dims, kind, float(eps)))
+        out = self._new(x.shape, x, *others, name=kind + "_norm")
+        return self._emit(Normalize(out, x, dims, kind, float(eps), tuple(others)))
 
     def softmax(self, x: Tensor, dim: int, log: bool = False) -> Tensor:
         return self._emit(Softmax(self._new(x.shape, x, name="softmax"), x, dim % x.ndim, log))

@@ -105,7 +105,7 @@ class PatternPass:
 
     @back.register
     def _(self, k: c.Normalize, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
-        return Pattern(frozenset(k.dims)) if k.kind == "layer" else None
+        return Pattern(frozenset(k.dims)) if k.kind == "layer" and not k.others else None
 
     @back.register
     def _(self, k: c.Softmax, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
@@ -222,7 +222,7 @@ class RelationPass:
 
     @forth.register
     def _(self, k: c.Normalize) -> Relation | None:
-        return Relation(frozenset(k.dims)) if k.kind == "layer" else None
+        return Relation(frozenset(k.dims)) if k.kind == "layer" and not k.others else None
 
     @forth.register
     def _(self, k: c.Softmax) -> Relation | None:
@@ -265,6 +265,9 @@ class RelationPass:
         x, bias = self.relations.get(k.x), gain_of(self.makers, k.y)
         if x is None or bias is None or bias.role != "param" or k.alpha != 1.0 or k.x.shape != k.out.shape:
             return None
-        if len(x.dims) != 1 or prod(k.y.shape) != k.y.shape[next(iter(x.dims))]:
+        if len(x.dims) != 1:
+            return None
+        (dim,) = x.dims
+        if k.y.shape[dim] != k.out.shape[dim] or prod(k.y.shape) != k.y.shape[dim]:
             return None
         return replace(x, offsets=(*x.offsets, (bias, x.gains)))

@@ -1,8 +1,7 @@
-"""Rewriting a program before it is solved: reshapes and slices of a linear map's output move onto its weight.
+"""Rewriting a program before it is solved: reshapes of a linear map's output move onto its weight.
 
-A packed projection (queries, keys and values in one matrix) becomes as many projections as it has readers, and the
-parts of the matrix that they use become parameters of their own. Nothing is approximated: every rewriting is an
-identity between tensors.
+A projection whose output is divided into heads becomes one whose weight has a dimension of heads. Nothing is
+approximated: every rewriting is an identity between tensors.
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torchgauge.spaces import constraints as c
+from torchgauge.spaces.blocks import in_blocks
 from torchgauge.spaces.directions import _groups
 
 
 def distribute(program: c.Program) -> c.Program:
-    """An equal program in which views stand on parameters wherever they can."""
-    program = _Distributor(program).run()
-    while True:
-        split = _split_parameters(program)
-        if split is program:
-            return program
-        program = split
+    """An equal program in which reshapes stand on parameters wherever they can, and nothing is packed."""
+    # slices hide reshapes, and reshapes hide slices of heads
+    return in_blocks(_Distributor(in_blocks(program)).run())
 
 
 class _Distributor:
@@ -49,7 +45,7 @@ class _Distributor:
         return kept[::-1]
 
     def _emit(self, k: c.Constraint) -> None:
-        if isinstance(k, (c.Slice, c.Reshape)) and k.x.role == "data":
+        if isinstance(k, c.Reshape) and k.x.role == "data":
             mark = len(self.order)
             done = self._pushed(k)
             if done is not None and done is not k.x:
@@ -79,10 +75,7 @@ class _Distributor:
     def _new(self, like: c.Tensor, shape: tuple[int, ...]) -> c.Tensor:
         return c.Tensor(shape, like.role if like.role != "param" else "data", like.name, like.source)
 
-    def _pushed(self, k: c.Constraint) -> c.Tensor | None:
-        if isinstance(k, c.Slice):
-            return self._slice(k.x, k.dim, k.start, k.stop)
-        assert isinstance(k, c.Reshape)
+    def _pushed(self, k: c.Reshape) -> c.Tensor | None:
         splits = _splits(k.x.shape, k.out.shape)
         if not splits:
             return None
@@ -93,40 +86,6 @@ class _Distributor:
             return out
         return self._add(c.Reshape(self._new(k.out, k.out.shape), out))
 
-    # -- slices ------------------------------------------------------------------------------------------------
-    def _slice(self, t: c.Tensor, dim: int, start: int, stop: int) -> c.Tensor | None:
-        if t.shape[dim] == 1:
-            return t
-        shape = tuple(stop - start if i == dim else n for i, n in enumerate(t.shape))
-        if self._static(t):
-            return self._add(c.Slice(self._new(t, shape), t, dim, start, stop))
-        if t.role != "data":
-            return None
-        if not self._sole(t):
-            return None
-        k = self.makers[t]
-        if isinstance(k, c.Contract):
-            found = self._free_side(k, dim)
-            if found is None:
-                return None
-            y, at = found
-            part = self._slice(y, at, start, stop)
-            return None if part is None else self._add(_with_weight(k, y, part, self._new(t, shape)))
-        if isinstance(k, c.Add) or (isinstance(k, c.Mul) and self._static(k.y)):
-            x, y = self._slice(k.x, dim, start, stop), self._slice(k.y, dim, start, stop)
-            return None if x is None or y is None else self._add(replace(k, out=self._new(t, shape), x=x, y=y))
-        if isinstance(k, c.Reshape):
-            at = _same_dim(k.out.shape, k.x.shape, dim)
-            x = None if at is None else self._slice(k.x, at, start, stop)
-            return None if x is None else self._add(c.Reshape(self._new(t, shape), x))
-        if isinstance(k, c.Pointwise):
-            x = self._slice(k.x, dim, start, stop)
-            return None if x is None else self._add(replace(k, out=self._new(t, shape), x=x))
-        if isinstance(k, c.Permute):
-            x = self._slice(k.x, k.dims[dim], start, stop)
-            return None if x is None else self._add(replace(k, out=self._new(t, shape), x=x))
-        return None
-
     # -- splits ------------------------------------------------------------------------------------------------
     def _unflatten(self, t: c.Tensor, dim: int, sizes: tuple[int, ...]) -> c.Tensor | None:
         if t.shape[dim] == 1:
@@ -134,10 +93,10 @@ class _Distributor:
             return self._add(c.Reshape(self._new(t, shape), t))
         shape = (*t.shape[:dim], *sizes, *t.shape[dim + 1 :])
         if self._static(t):
-            return self._add(c.Reshape(self._new(t, shape), t))
-        if t.role != "data":
-            return None
-        if not self._sole(t):
+            made = self.makers.get(t)
+            # a reshape of a reshape is one
+            return self._add(c.Reshape(self._new(t, shape), made.x if isinstance(made, c.Reshape) else t))
+        if t.role != "data" or not self._sole(t):
             return None
         k = self.makers[t]
         if isinstance(k, c.Contract):
@@ -177,10 +136,6 @@ class _Distributor:
         return None
 
 
-def _with_weight(k: c.Contract, old: c.Tensor, new: c.Tensor, out: c.Tensor) -> c.Contract:
-    return replace(k, out=out, y=new) if old is k.y else replace(k, out=out, x=new)
-
-
 def _relabelled(k: c.Contract, old: c.Tensor, new: c.Tensor, dim: int, at: int, n: int, out: c.Tensor) -> c.Contract:
     label = k.out_labels[dim]
     fresh = tuple(f"{label}.{i}" for i in range(n))
@@ -211,71 +166,3 @@ def _same_dim(shape: tuple[int, ...], other: tuple[int, ...], dim: int) -> int |
             b = [i for i in right if other[i] > 1]
             return b[0] if a == [dim] and len(b) == 1 else None
     return None
-
-
-def _split_parameters(program: c.Program) -> c.Program:
-    """Parameters that are only read through disjoint slices become one parameter per slice."""
-    readers: dict[c.Tensor, list[c.Constraint]] = {}
-    for k in program.constraints:
-        for t in dict.fromkeys(k.inputs):
-            readers.setdefault(t, []).append(k)
-    params, coordinates = dict(program.params), dict(program.coordinates)
-    replaced: dict[c.Constraint, None] = {}
-    renamed: dict[c.Tensor, c.Tensor] = {}
-    for name, tensor in program.params.items():
-        if coordinates[name].kind != "plain":
-            continue
-        found = _disjoint_slices(tensor, readers)
-        if found is None:
-            continue
-        shape, path, slices = found
-        origin = coordinates[name]
-        del params[name], coordinates[name]
-        replaced.update(dict.fromkeys(path))
-        for k in slices:
-            replaced[k] = None
-            part = f"{name}[{k.start}:{k.stop}]"
-            if part not in params:
-                view = (shape, k.dim, k.start, k.stop)
-                params[part] = c.Tensor(k.out.shape, "param", part, tensor.source)
-                coordinates[part] = replace(origin, views=(*origin.views, view))
-            renamed[k.out] = params[part]
-    if not renamed:
-        return program
-    constraints = [_renamed(k, renamed) for k in program.constraints if k not in replaced]
-    return replace(program, constraints=constraints, params=params, coordinates=coordinates)
-
-
-def _disjoint_slices(
-    tensor: c.Tensor, readers: dict[c.Tensor, list[c.Constraint]]
-) -> tuple[tuple[int, ...], list[c.Constraint], list[c.Slice]] | None:
-    path: list[c.Constraint] = []
-    while True:
-        uses = readers.get(tensor, [])
-        slices = [k for k in uses if isinstance(k, c.Slice)]
-        if len(slices) > 1 and len(slices) == len(uses):
-            ranges = sorted({(k.start, k.stop) for k in slices})
-            if len({k.dim for k in slices}) > 1 or any(a[1] > b[0] for a, b in zip(ranges, ranges[1:], strict=False)):
-                return None
-            return tensor.shape, path, slices
-        shapes = {k.out.shape for k in uses}
-        if uses and all(isinstance(k, c.Reshape) for k in uses) and len(shapes) == 1:
-            # several equal reshapes of a parameter are one
-            merged = [r for k in uses for r in readers.get(k.out, [])]
-            path.extend(uses)
-            tensor = uses[0].out
-            readers = {**readers, tensor: merged}
-            if not all(isinstance(k, (c.Slice, c.Reshape)) for k in merged) or not merged:
-                return None
-            continue
-        return None
-
-
-def _renamed(k: c.Constraint, names: dict[c.Tensor, c.Tensor]) -> c.Constraint:
-    changes = {}
-    for field_name, value in vars(k).items():
-        if isinstance(value, c.Tensor) and value in names:
-            changes[field_name] = names[value]
-        elif isinstance(value, tuple) and any(isinstance(v, c.Tensor) and v in names for v in value):
-            changes[field_name] = tuple(names.get(v, v) for v in value)
-    return replace(k, **changes) if changes else k

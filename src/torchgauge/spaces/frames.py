@@ -7,14 +7,13 @@ frames of its axes times the charge.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import singledispatchmethod
 from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.axes import SAME, Axis, Kind, Label, attached, on_piece, product_axis, sum_axis
+from torchgauge.spaces.axes import SAME, Axis, Kind, Label, attached
 from torchgauge.spaces.charges import NONE, Charge, Var
 from torchgauge.spaces.joins import Frames, common
 
@@ -57,6 +56,10 @@ class FramePass:
             self._freeze(self.value(out))
         for tensor in self.program.params.values():
             self._close(tensor)
+        crossed = {g for axis in self.frames.crossed for g in axis.ground()}
+        for value in self.values.values() if crossed else ():
+            across = [g for axis in value.axes for g in axis.ground() if g in crossed]
+            self.frames.system.constant(self.total(value), across, "divisions of one axis lie across one another")
         return self
 
     # -- leaves ------------------------------------------------------------------------------------------------
@@ -66,13 +69,13 @@ class FramePass:
         return self.values[tensor]
 
     def _born(self, t: c.Tensor) -> Value:
-        free = t.role in ("param", "buffer") or (t.role == "const" and t.fill == 0.0)
+        free = t.role in ("param", "buffer")
         dims: list[Dim] = []
         for i, n in enumerate(t.shape):
             if n == 1:
                 dims.append(())
             elif free:
-                dims.append((Axis(n, f"{t.name}[{i}]", fresh=True, void=t.role == "const"),))
+                dims.append((Axis(n, f"{t.name}[{i}]", fresh=True),))
             else:
                 dims.append((Axis(n, f"{t.name}[{i}]", Kind.INDEX, pinned=True),))
         if t.role != "param":
@@ -107,7 +110,7 @@ class FramePass:
         for ground in axes:
             self.frames.limit_depends(ground, own)
         if not self._all_fresh(value):
-            vectors = [g for g in axes if g.kind.vector and not g.summands]
+            vectors = [g for g in axes if g.kind.vector]
             self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")
         if len(axes) != len(set(axes)):
             total = self.total(value)
@@ -217,103 +220,36 @@ class FramePass:
     @step.register
     def _(self, k: c.Slice) -> Value:
         x = self.value(k.x)
-        sizes = [k.start, k.stop - k.start, k.x.shape[k.dim] - k.stop]
-        fresh = self._all_fresh(x)
-        cut = self._cut(x.dims[k.dim], [n for n in sizes if n], 1 if k.start else 0)
-        if cut is None:
-            return self._rigid_slice(x, k)
-        part, whole, summand = cut
-        rest = [a for i, d in enumerate(x.dims) for a in d if i != k.dim] + list(part[1:])
-        legs = sum((self.frames.total(a) for a in rest), NONE)
-        seen = x.charge + legs
-        if whole is not None and any(whole.root in v.support() for v in seen.variables()):
-            # scales of other axes may vary along the one that is cut: only the part that is kept counts
-            if summand is None:
-                return self._rigid_slice(x, k)
-            seen = on_piece(seen, whole.root, summand)
-        charge = seen - legs
-        if sizes[1] == 1:
-            for axis in part:
-                if not fresh:
-                    self.frames.narrow(axis, Kind.INDEX)
-                    charge = charge + self.frames.total(axis)
-            part = ()
-        return Value(tuple(part if i == k.dim else d for i, d in enumerate(x.dims)), charge)
-
-    def _rigid_slice(self, x: Value, k: c.Slice) -> Value:
-        self._freeze(x)
+        self._stand_still(x, k.dim)
         n = k.stop - k.start
         part = () if n == 1 else (Axis(n, k.out.name, Kind.INDEX, pinned=True),)
-        dims = tuple(part if i == k.dim else d for i, d in enumerate(x.dims))
-        return self._scalar(Value(dims), NONE)
-
-    def _cut(self, dim: Dim, sizes: list[int], which: int) -> tuple[Dim, Axis | None, int | None] | None:
-        """(axes of the slice, the axis that was cut, the number of its summand if the slice is one)."""
-        leaves = [leaf for a in dim for leaf in a.leaves()]
-        if len(leaves) > 1:
-            inner = prod(a.size for a in leaves[1:])
-            if any(n % inner for n in sizes):
-                return None
-            found = self._cut((leaves[0],), [n // inner for n in sizes], which)
-            return None if found is None else ((*found[0], *leaves[1:]), *found[1:])
-        root = leaves[0].root
-        if root.kind is Kind.INDEX and root.pinned and not root.summands and not self.frames.total(leaves[0]):
-            return ((Axis(sizes[which], leaves[0].name, Kind.INDEX, pinned=True),), root, None)
-        if not (root.fresh or root.summands):
-            # a space that is used whole and in parts: nothing is claimed of it
-            return None
-        parts = self.frames.cut(leaves[0], tuple(sizes))
-        if parts is None:
-            return None
-        whole, start = leaves[0].root, sum(sizes[:which])
-        bounds = list(itertools.accumulate((s.size for s in whole.summands), initial=0))
-        exact = start in bounds and bounds[bounds.index(start) + 1] == start + sizes[which]
-        return (parts[which],), whole, bounds.index(start) if exact else None
+        return Value(tuple(part if i == k.dim else d for i, d in enumerate(x.dims)), x.charge)
 
     @step.register
     def _(self, k: c.Concat) -> Value:
-        xs = [self.value(x) for x in k.xs]
-        pieces: list[Axis] = []
-        charged = any(self._feature(a) for x in xs for a in x.dims[k.dim]) or any(self._varies(x, k.dim) for x in xs)
-        empty = [t.role == "const" and t.fill == 0.0 for t in k.xs]
-        moving = [g for x in xs for a in x.dims[k.dim] for g in a.ground() if not g.pinned]
-        if len(moving) != len(set(moving)):
-            # the same space in two places: nothing is claimed of it
-            for x in xs:
-                self._freeze(x)
-            return self._born_rigid(k.out)
-        base = next((x for x, zero in zip(xs, empty, strict=True) if not zero), xs[0])
-        for x, zero in zip(xs, empty, strict=True):
-            dim = x.dims[k.dim]
-            if dim:
-                axis = product_axis(tuple(dim), k.out.name)
-            else:
-                axis = Axis(1, k.out.name, fresh=True, void=True) if zero else Axis(1, k.out.name, Kind.INDEX, True)
-            excess = self._align(base, x, skip=k.dim, free=charged or zero) if x is not base else NONE
-            charge = excess + base.charge
-            pieces.append(self._charged(axis, charge) if charged and charge and not zero else axis)
-        dims = tuple((sum_axis(tuple(pieces), k.out.name),) if i == k.dim else d for i, d in enumerate(base.dims))
-        return Value(dims, NONE if charged else base.charge)
+        moving = [(t, self.value(t)) for t in k.xs if not (t.role == "const" and t.fill == 0.0)]
+        for _, x in moving:
+            self._stand_still(x, k.dim)
+        base = moving[0][1]
+        for _, x in moving[1:]:
+            self._align(base, x, skip=k.dim)
+        whole = (Axis(k.out.shape[k.dim], k.out.name, Kind.INDEX, pinned=True),)
+        return Value(tuple(whole if i == k.dim else d for i, d in enumerate(base.dims)), base.charge)
 
-    def _varies(self, x: Value, dim: int) -> bool:
-        """Whether the charge of a tensor may vary along one of its dimensions."""
-        along = {g for a in x.dims[dim] for g in a.ground()}
-        return any(along & v.support() for v in self.total(x).variables())
-
-    def _charged(self, axis: Axis, charge: Charge) -> Axis:
-        factors = list(axis.leaves())
-        factors[0] = attached(factors[0], Label(charge=charge), axis.name)
-        return product_axis(tuple(factors), axis.name)
+    def _stand_still(self, x: Value, dim: int) -> None:
+        """Nothing moves along a dimension, and no scale varies along it."""
+        axes = x.dims[dim]
+        for axis in axes:
+            self.frames.pin(axis)
+            self.frames.system.zero(self.frames.total(axis), self.frames.reason)
+        self.frames.system.constant(self.total(x), axes, self.frames.reason)
 
     def _feature(self, axis: Axis) -> bool:
         """Whether any frame may stand on the axis."""
-        return any(not g.pinned and not g.summands for g in axis.ground()) or bool(axis.root.summands)
+        return any(not g.pinned for g in axis.ground())
 
-    def _align(self, x: Value, y: Value, *, skip: int = -1, free: bool = False) -> Charge:
-        """Both tensors carry the same frame on all dimensions (of size above one in both) except `skip`.
-
-        Returns what the charge of y exceeds that of x by, index axes included; zero is asked for unless `free`.
-        """
+    def _align(self, x: Value, y: Value, *, skip: int = -1) -> None:
+        """Both tensors carry the same frame on all dimensions (of size above one in both) except `skip`."""
         fresh = self._all_fresh(x) or self._all_fresh(y)
         excess, bearer = y.charge - x.charge, None
         pairs = [
@@ -328,7 +264,7 @@ class FramePass:
                 excess = excess + sum((self.frames.total(a) for a in dy), NONE)
                 excess = excess - sum((self.frames.total(a) for a in dx), NONE)
         for a, b in pairs:
-            plain = not (a.root.summands or b.root.summands) and a.root is not b.root and not (fresh or free)
+            plain = a.root is not b.root and not fresh
             if bearer is None and plain and a.root.kind.vector and b.root.kind.vector:
                 bearer = (a, b)
             elif not self.frames.equate(a, b, SAME):
@@ -336,14 +272,12 @@ class FramePass:
         if bearer is not None:
             # one vector axis takes up the difference of the explicit charges
             if self.frames.equate(*bearer, Label(charge=excess)):
-                return NONE
+                return
             excess = excess + self.frames.total(bearer[1]) - self.frames.total(bearer[0])
-        if not free:
-            self.frames.system.zero(excess, self.frames.reason)
-        return excess
+        self.frames.system.zero(excess, self.frames.reason)
 
     def _all_fresh(self, value: Value) -> bool:
-        grounds = [g for a in value.axes for g in a.ground() if not g.summands]
+        grounds = [g for a in value.axes for g in a.ground()]
         return bool(grounds) and all(g.fresh for g in grounds)
 
     @step.register
@@ -455,7 +389,7 @@ class FramePass:
 
     def _free_legs(self, axes: list[Axis], index: frozenset[Axis]) -> None:
         roots = [a.root for a in axes]
-        plain = all(a.parent is None and not (a.views or a.factors or a.summands or a.view_of) for a in axes)
+        plain = all(a.parent is None and not (a.views or a.factors or a.view_of) for a in axes)
         if len(axes) > 1 and plain:
             # several free dimensions are one space until something tells them apart
             whole = Axis(prod(a.size for a in roots), roots[0].name, views=tuple(roots), depends=index)
@@ -569,7 +503,7 @@ class FramePass:
         axis = leaves[0]
         root = axis.root
         own = y.dims[spans[0]][0]
-        if not root.kind.vector or root.summands or root.views or root.kind.complex or own.root is root:
+        if not root.kind.vector or root.views or root.kind.complex or own.root is root:
             return None
         tensor = self._gain_tensor(gain)
         self.frames.gain_axes.setdefault(tensor, (own, y.charge))
@@ -625,7 +559,7 @@ class FramePass:
         vectors = frozenset(a for a in inside if a.view_of is not None)
         for axis in vectors:
             self.frames.settle(axis, vectors)
-        single = len(inside) == 1 and inside[0].leaves() == inside
+        single = len(inside) == 1 and inside[0].leaves() == inside and not k.others
         for i, d in enumerate(x.dims):
             for axis in d:
                 if i not in k.dims:
@@ -640,9 +574,20 @@ class FramePass:
         total = self.total(x)
         scale = total if k.kind == "layer" else total.magnitude
         self.frames.system.constant(scale, inside, self.frames.reason)
+        for t in k.others:
+            self._one_scale(k, scale, self.value(t), kind)
         if k.eps > 0:
             self.frames.system.zero(total.magnitude, "a scale changes the weight of ε", soft=True)
         return self._scalar(out, total.signs)
+
+    def _one_scale(self, k: c.Normalize, scale: Charge, y: Value, kind: Kind) -> None:
+        """Another block of what is normalised: an orthogonal frame of its own, and the scale of the rest."""
+        for i, d in enumerate(y.dims):
+            for axis in d:
+                self.frames.narrow(axis, kind if i in k.dims else Kind.INDEX)
+        total = self.total(y)
+        other = total if k.kind == "layer" else total.magnitude
+        self.frames.system.zero(other - scale, self.frames.reason)
 
     @step.register
     def _(self, k: c.Softmax) -> Value:
@@ -711,10 +656,11 @@ class FramePass:
         for axis in vectors:
             self.frames.settle(axis, vectors)
         leaves = [leaf for a in dim for leaf in a.leaves()]
-        if len(leaves) == 1 and not leaves[0].root.summands:
+        if len(leaves) == 1:
             self.frames.narrow(leaves[0], kind)
         else:
             self._freeze(Value((dim,), NONE))
+            self.frames.system.constant(self.total(x), [g for a in dim for g in a.ground()], self.frames.reason)
         two = [g for a in dim for g in a.ground() if g.name == "pair"]
         self.frames.system.constant(self.total(x), two, self.frames.reason)
         return x

@@ -5,10 +5,9 @@ Every step only ever removes frames, so whatever the order, what is left at the 
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 
-from torchgauge.spaces.axes import SAME, Axis, Kind, Label, Narrowing, attached, on_piece, sum_axis
+from torchgauge.spaces.axes import SAME, Axis, Kind, Label, Narrowing, attached
 from torchgauge.spaces.charges import NONE, Charge, System, Var
 from torchgauge.spaces.constraints import Tensor
 
@@ -22,6 +21,8 @@ class Frames:
     """Axes in front of layer norms."""
     gain_axes: dict[Tensor, tuple[Axis, Charge]] = field(default_factory=dict)
     """Gain tensor → its own axis and the charge it may trade (for classes that collapse)."""
+    crossed: list[Axis] = field(default_factory=list)
+    """Axes that were matched with axes of another division."""
     source: str = ""
     reason: str = ""
 
@@ -32,26 +33,9 @@ class Frames:
         if leaves != [axis]:
             return sum((self.total(leaf) for leaf in leaves), NONE)
         root, label = axis.find()
-        if root.summands:
-            return Charge.of(self._piecewise(axis))
         if label.dress and not root.kind.vector:
             label = self._undressed(axis)
         return label.charge + (root.charge.scaled(-1 if label.flip else 1) if root.charge else NONE)
-
-    def _piecewise(self, axis: Axis) -> Var:
-        """A variable that equals the total of each summand on that summand."""
-        root = axis.root
-        var = Var(f"charge of {axis.name}", (axis,), own=axis)
-        start = 0
-        for index, (part, child) in enumerate(zip(root.summands, axis.children(), strict=True)):
-            total = on_piece(self.total(child), root, index)
-            parts = frozenset([(root, start, part.size)])
-            start += part.size
-            piece = Var(f"{var.name}|{part.name}", (part, *_axes_of(total)), base=var, parts=parts)
-            var.pieces[parts] = piece
-            self.system.zero(Charge.of(piece) - total, self.reason)
-        var.axes = (axis, *(x for p in var.pieces.values() for x in p.axes[1:]))
-        return var
 
     def _undressed(self, axis: Axis) -> Label:
         """In a class that lost its matrices a gain is nothing but a charge."""
@@ -74,10 +58,6 @@ class Frames:
                 self.narrow(leaf, kind)
             return
         root, label = axis.find()
-        if root.summands:
-            for child in axis.children():
-                self.narrow(child, kind)
-            return
         if kind is Kind.INDEX:
             self._to_index(root)
             return
@@ -108,7 +88,7 @@ class Frames:
         root, label = axis.find()
         if root.quotient is not None and not label.dress and not label.flip:
             return attached(root.quotient, SAME, axis.name)
-        if root.kind is Kind.GL and not (root.summands or root.factors or root.views) and root.quotient is None:
+        if root.kind is Kind.GL and not (root.factors or root.views) and root.quotient is None:
             self._reroot(axis)
             self._note(axis, Kind.O1.value)
             scale = Var(f"scale of {axis.name}", tuple(axis.depends), origin=self.source)
@@ -173,7 +153,6 @@ class Frames:
             "gains",
             "narrowings",
             "factors",
-            "summands",
             "quotient",
         ):
             setattr(axis, name, getattr(root, name))
@@ -191,7 +170,7 @@ class Frames:
             root.pinned = True
             var = Var(f"scale of {root.name}", axes, origin=self.source)
             self._divide_pairs(root, before, Charge.of(var))
-        elif (not was_fresh or root.void) and before is not Kind.O1:
+        elif not was_fresh and before is not Kind.O1:
             var = Var(f"scale of {root.name}", axes, magnitude=before is Kind.GL, origin=self.source)
             root.charge = root.charge + Charge.of(var)
         self._join_gains(root)
@@ -209,7 +188,7 @@ class Frames:
         total = self.total(axis)
         self.pin(axis)
         root = axis.root
-        if root.factors or root.summands:
+        if root.factors:
             self.system.zero(total, "a rotary embedding over an axis that is divided already")
             return
         label = axis.find()[1]
@@ -223,10 +202,6 @@ class Frames:
         self._flatten(axis)
         for leaf in axis.leaves():
             root = leaf.root
-            if root.summands:
-                for child in leaf.children():
-                    self.pin(child)
-                continue
             self._to_index(root)
             root = leaf.root
             if root.factors:
@@ -256,8 +231,9 @@ class Frames:
         self.settle(b)
         self._meet_quotients(a, b, label)
         (ra, la), (rb, lb) = a.find(), b.find()
-        if ra.summands or rb.summands or ra.factors or rb.factors:
-            return self._equate_parts(a, b, label)
+        if ra.factors or rb.factors:
+            done = [self.equate(x, y, label) for x, y in self.pairs(a, b)]
+            return bool(done) and all(done)
         if not (ra.kind.vector and rb.kind.vector):
             self._to_index(ra)
             self._to_index(rb)
@@ -296,7 +272,7 @@ class Frames:
         if ra is rb:
             keep = not between.dress and not between.flip
         elif plain:
-            keep = plain[0].kind is Kind.GL and not (plain[0].summands or plain[0].factors)
+            keep = plain[0].kind is Kind.GL and not plain[0].factors
         else:
             keep = not between.dress and not between.flip
         if not keep:
@@ -308,39 +284,10 @@ class Frames:
             self.system.zero(ra.charge - between.charge - rb.charge, self.reason)
             ra.charge, ra.quotient = NONE, None
 
-    def _equate_parts(self, a: Axis, b: Axis, label: Label) -> bool:
-        if a.root.factors or b.root.factors:
-            parts = [(a, b)]
-        else:
-            parts = self.match_sums(a, b)
-        done = [self.equate(x, y, label) for p, q in parts for x, y in self.pairs(p, q)]
-        if not a.root.factors:
-            self.identify(a, b)
-        return bool(done) and all(done)
-
-    def identify(self, a: Axis, b: Axis) -> None:
-        """Two concatenated axes whose pieces were joined one by one are one index set."""
-        ra, rb = a.root, b.root
-        if ra is rb or not ra.summands or not rb.summands:
-            return
-        nested = any(leaf.root.summands for part in (*ra.summands, *rb.summands) for leaf in part.leaves())
-        if nested or [x.size for x in ra.summands] != [x.size for x in rb.summands]:
-            self.freeze(ra)
-            self.freeze(rb)
-            return
-        rb._children, rb.summands = rb.summands, ()
-        rb.parent, rb.label, rb.anchor = ra, SAME, True
-
     def follow(self, own: Axis, given: Axis) -> None:
         """An unused parameter's axis takes the dual of a given one, charges included."""
         self.settle(given)
         self.settle(own)
-        if given.root.summands or own.root.summands:
-            for x, y in self.match_sums(own, given):
-                for p, q in self.pairs(x, y):
-                    self.follow(p, q)
-            self.identify(given, own)
-            return
         if own.root.factors or given.root.factors:
             for p, q in self.pairs(own, given):
                 self.follow(p, q)
@@ -364,7 +311,7 @@ class Frames:
     def recharge(self, own: Axis, charge: Charge) -> bool:
         """Add a charge to the label of a member that no other tensor carries."""
         leaves = own.leaves()
-        if own.parent is None or leaves[0].parent is None or leaves[0].root.summands:
+        if own.parent is None or leaves[0].parent is None:
             return False
         leaf = leaves[0]
         root, label = leaf.find()
@@ -418,9 +365,6 @@ class Frames:
             for x, y in self.match([ra], [rb]):
                 self.join_index(x, y)
             return
-        if ra.summands or rb.summands:
-            self._join_sums(ra, rb)
-            return
         if ra.kind.vector or rb.kind.vector:
             self._to_index(ra)
             self._to_index(rb)
@@ -431,14 +375,6 @@ class Frames:
         child.charge = NONE
         self._adopt(child, root, Label(False, offset))
         self._join_gains(root)
-
-    def _join_sums(self, a: Axis, b: Axis) -> None:
-        for x, y in self.match_sums(a, b):
-            for p, q in self.pairs(x, y):
-                self.narrow(p, Kind.INDEX)
-                self.narrow(q, Kind.INDEX)
-                self.join_index(p, q)
-        self.identify(a, b)
 
     # -- structure ---------------------------------------------------------------------------------------------
     def settle(self, axis: Axis, vectors: frozenset[Axis] | None = None) -> None:
@@ -472,8 +408,6 @@ class Frames:
         """Factors of an axis in a reshape; None when it cannot be divided that way."""
         self._flatten(axis, both=True)
         root, label = axis.find()
-        if root.summands:
-            return None
         names = [f"{axis.name}.{i}" for i in range(len(sizes))]
         if root.kind is Kind.GL and label == SAME and not root.gains and root.charge is NONE:
             if root.views:
@@ -501,78 +435,12 @@ class Frames:
                 parts[0].charge, root.charge = root.charge, NONE
         return axis.children()
 
-    def cut(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """Summands of an axis in a slice, of the given sizes; None when it cannot be divided that way."""
-        self.settle(axis, frozenset([axis]) if axis.view_of is not None else None)
-        self._flatten(axis, both=True)
-        root, label = axis.find()
-        if root.factors:
-            return None
-        if root.summands:
-            return self._cut_again(axis, sizes)
-        if root.views:
-            self.settle(root.views[0])
-            return None
-        if label.dress or root.gains or root.kind.complex:
-            self._to_index(root)
-            root, label = axis.find()
-            if root.factors or root.summands:
-                return self.cut(axis, sizes) if root.summands else None
-        pieces = []
-        for i, n in enumerate(sizes):
-            piece = Axis(n, f"{axis.name}[{i}]", root.kind, root.pinned, fresh=root.fresh, depends=root.depends)
-            piece.void = root.void
-            piece.narrowings = list(root.narrowings)
-            pieces.append(piece)
-        root.summands = tuple(pieces)
-        for index, piece in enumerate(pieces):
-            piece.charge = on_piece(root.charge, root, index)
-        root.charge = NONE
-        return axis.children()
-
-    def _cut_again(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """Cut a concatenated axis between its summands; None where a boundary would cross one."""
-        children = list(axis.children())
-        out: list[Axis] = []
-        for n in sizes:
-            group: list[Axis] = []
-            while sum(child.size for child in group) < n:
-                group.append(children.pop(0))
-            if sum(child.size for child in group) != n:
-                return None
-            out.append(sum_axis(tuple(group), axis.name))
-        return tuple(out)
-
-    def match_sums(self, a: Axis, b: Axis) -> list[tuple[Axis, Axis]]:
-        """Pair the summands of two axes of equal size; both are frozen where their boundaries differ."""
-        if a.root is b.root and a.root.summands:
-            return list(zip(a.children(), b.children(), strict=True))
-        if a.root.summands and b.root.summands and _bounds(a) != _bounds(b):
-            self.freeze(a)
-            self.freeze(b)
-            return []
-        bounds = sorted(set(_bounds(a)) | set(_bounds(b)))
-        sizes = tuple(y - x for x, y in itertools.pairwise([0, *bounds]))
-        left, right = self.cut(a, sizes), self.cut(b, sizes)
-        if left is None or right is None:
-            self.freeze(a)
-            self.freeze(b)
-            return []
-        if [x.size for x in left] != [y.size for y in right]:
-            self.freeze(a)
-            self.freeze(b)
-            return []
-        return list(zip(left, right, strict=True))
-
-    def freeze(self, axis: Axis) -> None:
-        """No frame and no charge at all on this axis."""
-        self.pin(axis)
-        for leaf in axis.leaves():
-            root = leaf.root
-            if root.summands:
-                for child in leaf.children():
-                    self.freeze(child)
-            else:
+    def _cross(self, *axes: Axis) -> None:
+        """Axes whose divisions lie across one another: no frame, and nothing that varies along them."""
+        self.crossed.extend(axes)
+        for axis in axes:
+            self.pin(axis)
+            for leaf in axis.leaves():
                 self.system.zero(self.total(leaf), self.reason)
 
     def match(self, xs: list[Axis], ys: list[Axis]) -> list[tuple[Axis, Axis]]:
@@ -603,8 +471,7 @@ class Frames:
                 if parts is not None and any(p.view_of for p in parts):
                     self.settle(parts[0], frozenset(parts[-1:]))
             if parts is None:
-                for axis in (*left, *right):
-                    self.freeze(axis)
+                self._cross(*left, *right)
                 return pairs
             unfolded = [leaf for p in parts for leaf in p.leaves()]
             big[:1] = unfolded
@@ -619,12 +486,3 @@ class Frames:
 def common(a: frozenset[Axis], b: frozenset[Axis]) -> frozenset[Axis]:
     """Axes that both sets hold, unfolded and seen through joins."""
     return frozenset(g for x in a for g in x.ground()) & frozenset(g for x in b for g in x.ground())
-
-
-def _axes_of(charge: Charge) -> tuple[Axis, ...]:
-    return tuple({leaf.root: None for v in charge.variables() for a in v.axes for leaf in a.leaves()})
-
-
-def _bounds(axis: Axis) -> list[int]:
-    root = axis.root
-    return list(itertools.accumulate(s.size for s in root.summands)) if root.summands else [axis.size]
