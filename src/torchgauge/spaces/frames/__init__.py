@@ -1,0 +1,86 @@
+"""First pass, forward: which frames every tensor can carry.
+
+Walks the constraints in order of execution and unifies. A `Value` is a tensor seen through its axes: one tuple of
+axes per dimension (empty for size one) and an overall charge. The frame of the tensor is the tensor product of the
+frames of its axes times the charge.
+"""
+
+from __future__ import annotations
+
+from torchgauge.spaces import constraints as c
+from torchgauge.spaces.axes import Kind
+from torchgauge.spaces.frames import algebra, nonlinear, views  # noqa: F401  (they register their steps)
+from torchgauge.spaces.frames.state import FrameState, Value, step
+
+__all__ = ["FramePass", "Value"]
+
+
+class FramePass(FrameState):
+    """Runs over a program; afterwards `values` holds every tensor's axes and `frames` the solved state."""
+
+    def run(self) -> FramePass:
+        for constraint in self.program.constraints:
+            self.frames.source = constraint.out.source
+            self.frames.reason = _describe(constraint)
+            value = step(constraint, self)
+            self.values[constraint.out] = self._checked(value)
+        for out, name in zip(self.program.outputs, self.program.output_names, strict=True):
+            self.frames.source, self.frames.reason = out.source, f"{name} is observed"
+            self.freeze(self.value(out))
+        for tensor in self.program.params.values():
+            self._close(tensor)
+        crossed = {g for axis in self.frames.crossed for g in axis.ground()}
+        for value in self.values.values() if crossed else ():
+            across = [g for axis in value.axes for g in axis.ground() if g in crossed]
+            self.frames.system.constant(self.total(value), across, "divisions of one axis lie across one another")
+        return self
+
+    def _close(self, tensor: c.Tensor) -> None:
+        """A parameter's charge can only vary along the parameter's own axes."""
+        value = self.value(tensor)
+        total = self.total(value)
+        own = {g for a in value.axes for g in a.ground()}
+        grounds = [g for a in value.axes for g in a.ground()]
+        twice = {g for g in grounds if grounds.count(g) > 1}
+        self.frames.system.constant(value.charge, twice, f"an axis stands twice in {tensor.name}")
+        for part in (total.magnitude, total.signs):
+            outside = {g for v in part.variables() for a in v.axes for g in a.ground() if g not in own}
+            self.frames.system.constant(part, outside, f"{tensor.name} has no such axis")
+        for axis in value.axes:
+            for ground in axis.ground():
+                self.frames.limit_depends(ground, frozenset(own))
+
+    def _checked(self, value: Value) -> Value:
+        """A frame may depend only on indices that the tensor has; an axis that stands twice keeps no scale."""
+        axes = [g for a in value.axes for g in a.ground()]
+        own = frozenset(axes) | frozenset(v for a in axes if a.view_of is not None for v in (a.view_of.root,))
+        for ground in axes:
+            self.frames.limit_depends(ground, own)
+        if not self.all_fresh(value):
+            vectors = [g for g in axes if g.kind.vector]
+            self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")
+        if len(axes) != len(set(axes)):
+            total = self.total(value)
+            for g in {g for g in axes if axes.count(g) > 1 and g.kind is Kind.INDEX}:
+                self.frames.system.constant(total, (g,), "an axis stands twice in one tensor")
+        return value
+
+
+def _describe(k: c.Constraint) -> str:
+    """What stands at this place, for `group.rigid`."""
+    if isinstance(k, c.Pointwise):
+        return f"{k.profile.name} acts entry by entry"
+    if isinstance(k, c.Opaque):
+        return f"no rule: {k.reason}"
+    names = {
+        c.Normalize: "a normalisation keeps lengths",
+        c.Softmax: "softmax acts entry by entry",
+        c.Mul: "an elementwise product",
+        c.Add: "summands share one frame",
+        c.Rotate: "a rotary embedding turns fixed pairs",
+        c.Gather: "rows are picked by index",
+        c.Reduce: "a reduction over the axis",
+        c.Spatial: "a map along the axis",
+        c.Contract: "a contraction ties both sides",
+    }
+    return names.get(type(k), type(k).__name__.lower())
