@@ -41,6 +41,8 @@ def assert_never_wrong(case: Case) -> None:
     old = evaluate64(model, state, args)
     if not all(bool(x.isfinite().all()) and 0 < float(x.abs().max()) < 1e6 for x in old):
         return  # powers of powers, or zero throughout: nothing to compare in float64
+    if rounding(case, model, state) > 1e-9:
+        return  # the last digit of the parameters decides the outputs
     group = tg.infer(model, case.example(), case.kwargs)
     for seed, scale in ((0, 0.5), (1, 1.0)):
         moved = group.act(group.random(torch.Generator().manual_seed(seed), scale=scale), state)
@@ -54,12 +56,10 @@ def assert_never_wrong(case: Case) -> None:
 
 leaves = st.sampled_from(sorted(LEAVES))
 steps = st.recursive(
-    leaves,
-    lambda inner: st.tuples(st.sampled_from(COMBINATORS), st.lists(inner, min_size=1, max_size=3).map(tuple)),
-    max_leaves=6,
+    leaves, lambda inner: st.tuples(st.sampled_from(COMBINATORS), st.lists(inner, min_size=1, max_size=3).map(tuple))
 )
-trees = st.lists(steps, min_size=1, max_size=4).map(tuple)
-few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+trees = st.lists(steps, min_size=1, max_size=6).map(tuple)
+few = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @few

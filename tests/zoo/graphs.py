@@ -236,6 +236,37 @@ def attention(m: Maker, n: int) -> Made:
     return Op(forward, **parts), n
 
 
+def turned(x: Tensor, size: int, interleaved: bool) -> Tensor:
+    """Rotary embedding of the first `size` entries of every head, [batch, heads, positions, width]."""
+    head, rest = x[..., :size], x[..., size:]
+    rates = torch.arange(1.0, size // 2 + 1, dtype=x.dtype)
+    angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / rates
+    if interleaved:
+        angles = angles.repeat_interleave(2, -1)
+        other = torch.stack((-head[..., 1::2], head[..., ::2]), -1).flatten(-2)
+    else:
+        angles = torch.cat((angles, angles), -1)
+        other = torch.cat((-head[..., size // 2 :], head[..., : size // 2]), -1)
+    return torch.cat((head * angles.cos() + other * angles.sin(), rest), -1)
+
+
+def rotary_attention(m: Maker, n: int) -> Made:
+    """Rotary embeddings, whole or partial, in either layout, behind norms of queries and keys or not."""
+    if m.kind == "image":
+        return None
+    size, interleaved = m.draw.choice((2, 4)), m.draw.random() < 0.5
+    make = m.draw.choice((nn.Identity, lambda: nn.LayerNorm(4), lambda: nn.RMSNorm(4, eps=1e-3)))
+    parts = {"qkv": nn.Linear(n, 24), "o": nn.Linear(8, n), "q_norm": make(), "k_norm": make()}
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = s.qkv(x).view(b, t, 2, 12).transpose(1, 2).chunk(3, -1)
+        q, k = turned(s.q_norm(q), size, interleaved), turned(s.k_norm(k), size, interleaved)
+        return s.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, 8))
+
+    return Op(forward, **parts), n
+
+
 def self_gram(m: Maker, n: int) -> Made:
     if m.kind == "image":
         return None
@@ -286,6 +317,7 @@ LEAVES: dict[str, Callable[[Maker, int], Made]] = {
     "fixed_gain": fixed_gain,
     "squeeze_excite": squeeze_excite,
     "attention": attention,
+    "rotary_attention": rotary_attention,
     "self_gram": self_gram,
     "depthwise_after_split": depthwise_after_split,
     "depthwise": convolution(groups="all"),

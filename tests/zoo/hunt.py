@@ -1,6 +1,6 @@
-"""Hunt for a network whose gauge group is wrong: `python -m tests.zoo.hunt [--seconds 60] [--first 0] [--leaves]`.
+"""Hunt for a network whose gauge group is wrong: `python -m tests.zoo.hunt [--seconds 60] [--first 0] [--depth 2]`.
 
-Random trees, each failure shrunk to a smallest one and printed once. The property tests are the same in short.
+With --leaves every operator alone; else random trees, each failure shrunk to a smallest one and printed once. The property tests are the same in short.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def shrink(tree: Tree, options: Options, found: str) -> tuple[Tree, str]:
     return tree, found
 
 
-def random_tree(draw: random.Random, depth: int = 0) -> Tree:
+def random_tree(draw: random.Random, deepest: int, depth: int = 0) -> Tree:
     steps: list = []
     for _ in range(draw.randint(1, 5 if depth == 0 else 3)):
-        if depth < 2 and draw.random() < 0.3:
-            steps.append((draw.choice(COMBINATORS), random_tree(draw, depth + 1)))
+        if depth < deepest and draw.random() < 0.3:
+            steps.append((draw.choice(COMBINATORS), random_tree(draw, deepest, depth + 1)))
         else:
             steps.append(draw.choice(sorted(LEAVES)))
     return tuple(steps)
@@ -66,12 +66,12 @@ def simple_trees() -> Iterator[tuple[Tree, Options]]:
             yield tree, (kind, True, False)
 
 
-def random_trees(first: int) -> Iterator[tuple[Tree, Options]]:
+def random_trees(first: int, deepest: int) -> Iterator[tuple[Tree, Options]]:
     seed = first
     while True:
         draw = random.Random(seed)
         kind: Kind = draw.choice(("sequence", "image"))
-        yield random_tree(draw), (kind, draw.random() < 0.7, kind == "image" and draw.random() < 0.3)
+        yield random_tree(draw, deepest), (kind, draw.random() < 0.7, kind == "image" and draw.random() < 0.3)
         seed += 1
 
 
@@ -79,11 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--depth", type=int, default=2, help="how deep branches nest")
     parser.add_argument("--leaves", action="store_true", help="every operator alone and every trap instead")
     options = parser.parse_args()
     seen: set[tuple[Tree, Kind]] = set()
     start, count = time.monotonic(), 0
-    for tree, how in simple_trees() if options.leaves else random_trees(options.first):
+    for tree, how in simple_trees() if options.leaves else random_trees(options.first, options.depth):
         if time.monotonic() - start > options.seconds:
             break
         count += 1

@@ -215,7 +215,11 @@ def _relate(cuts: Cuts, k: c.Constraint, readers: dict[c.Tensor, list[c.Constrai
         case c.Rotate():
             _same(cuts, out, k.x)
             cuts.keep(out, [out.ndim - 1])
-        case c.Expand() | c.Pointwise() | c.Normalize():
+        case c.Normalize():
+            _same(cuts, out, k.x)
+            for y in k.others:
+                _same(cuts, out, y, except_=k.dims)
+        case c.Expand() | c.Pointwise():
             _same(cuts, out, k.x)
         case _:
             for t in (out, *k.inputs):
@@ -364,6 +368,7 @@ class _Writer:
                 return b.pointwise(self._block(k.x, at), k.profile)
             case c.Normalize():
                 others = [self._block(k.x, i) for i in self._along(k.x, at, k.dims) if i != at]
+                others += [self._block(y, i) for y in k.others for i in self._along(y, at, k.dims)]
                 return b.normalize(self._block(k.x, at), k.dims, k.kind, k.eps, others)
             case c.Softmax():
                 return b.softmax(self._block(k.x, at), k.dim, k.log)

@@ -175,13 +175,18 @@ class Frames:
             root.charge = root.charge + Charge.of(var)
         self._join_gains(root)
 
-    def _divide_pairs(self, root: Axis, kind: Kind, charge: Charge) -> None:
-        """The two entries of every rotary pair scale together."""
+    def _divide_pairs(self, root: Axis, kind: Kind, charge: Charge) -> Axis:
+        """The two entries of every rotary pair scale together; returns the axis of the two."""
+        if root.size == 2:
+            root.charge = charge
+            self.system.constant(charge, (root,), "rotary pairs scale together")
+            return root
         two = Axis(2, "pair", Kind.INDEX, pinned=True)
         pairs = Axis(root.size // 2, root.name, Kind.INDEX, pinned=True, charge=charge)
         root.charge = NONE
         root.factors = (two, pairs) if kind is Kind.COMPLEX_HALF else (pairs, two)
         self.system.constant(charge, (two,), "rotary pairs scale together")
+        return two
 
     def turn_index(self, axis: Axis, kind: Kind) -> None:
         """A rotary embedding over an index axis: pinned, and both entries of a pair scale together."""
@@ -192,8 +197,7 @@ class Frames:
             self.system.zero(total, "a rotary embedding over an axis that is divided already")
             return
         label = axis.find()[1]
-        self._divide_pairs(root, kind, root.charge)
-        two = next(f for f in root.factors if f.name == "pair")
+        two = self._divide_pairs(root, kind, root.charge)
         self.system.constant(label.charge, (two,), "rotary pairs scale together")
 
     def pin(self, axis: Axis) -> None:

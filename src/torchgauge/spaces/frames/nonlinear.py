@@ -147,7 +147,7 @@ def _rotate(k: c.Rotate, state: FrameState) -> Value:
     else:
         state.freeze(Value((dim,), NONE))
         state.frames.system.constant(state.total(x), [g for a in dim for g in a.ground()], state.frames.reason)
-    two = [g for a in dim for g in a.ground() if g.name == "pair"]
+    two = [g for a in dim for g in a.ground() if g.name == "pair" or k.x.shape[-1] == 2]
     state.frames.system.constant(state.total(x), two, state.frames.reason)
     return x
 
