@@ -109,6 +109,41 @@ def test_modules(model: nn.Module) -> None:
     check(model, torch.randn(3, 2, 4))
 
 
+@pytest.mark.parametrize("kind", ["causal", "banded", "bool", "keyword"])
+def test_masks_of_torch_transformers_need_no_hint(kind: str) -> None:
+    """torch reads the values of a mask to find out whether it is causal, which no tracing can."""
+    detect = nn.modules.transformer._detect_is_causal_mask
+    torch.manual_seed(0)
+    layer = nn.TransformerDecoderLayer(8, 2, 6, 0.0, batch_first=True)
+    model = nn.TransformerDecoder(layer, 2).eval()
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    if kind == "banded":
+        mask = mask + torch.full((5, 5), float("-inf")).tril(-3)
+    x, memory, mask = torch.randn(2, 5, 8), torch.randn(2, 4, 8), mask.isinf() if kind == "bool" else mask
+    check(model, (x, memory), {"tgt_mask": mask}) if kind == "keyword" else check(model, (x, memory, mask))
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 6, 0.0, batch_first=True), 1)
+    check(encoder.eval(), (x, mask))
+    assert nn.modules.transformer._detect_is_causal_mask is detect
+
+
+def test_module_that_insists_on_keywords() -> None:
+    """The module of an exported program takes by keyword what was exported by keyword."""
+
+    class Scaled(Net):
+        def forward(self, x: Tensor, *, scale: Tensor, shift: Tensor) -> Tensor:
+            return super().forward(x) * scale + shift
+
+    kwargs = {"shift": torch.ones(4), "scale": torch.full((4,), 2.0)}
+    program = torch.export.export(Scaled(), (torch.randn(3, 4),), kwargs)
+    module = program.module(check_guards=False)
+    captured = check(module, (torch.randn(3, 4),), dict(reversed(kwargs.items())))
+    # the lines are those of the user, not of the code that was generated
+    (relu,) = [n for n in captured.graph_module.graph.nodes if "relu" in str(n.target)]
+    assert captured.source(relu).startswith("test_capture.py:")
+    net = torch.export.export(Net(), (), {"x": torch.randn(3, 4)}).module(check_guards=False)
+    check(net, (), {"x": torch.randn(3, 4)})
+
+
 def test_ties_have_one_canonical_name() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4, bias=False)})
     model["b"].weight = model["a"].weight

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import torchgauge as tg
+from torchgauge.certify import verdict
 from torchgauge.certify.draws import Draws
+from torchgauge.certify.kinks import Kinks
 from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, kernel_basis, span
 from torchgauge.certify.twin import small, twin_of
 from torchgauge.errors import InputError
 
 from . import oracle
 from .test_oracle import TinyLlama
+from .zoo import vision
 
 Params = dict[str, Tensor]
 
@@ -103,6 +107,7 @@ def test_missing_generator_is_hidden_and_named() -> None:
     assert found.sound
     assert not found.complete
     assert found.hidden == 1
+    assert not found.undecided  # a network with kinks, and the same direction is missing at every point
     assert {name for name, _ in found.hidden_in} == {"0.weight", "0.bias", "2.weight"}
 
 
@@ -142,7 +147,9 @@ def test_too_few_inputs_are_reported() -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
     few = tg.certify(net, (torch.randn(4, 6),), group=Rigid(), samples=5)  # pyright: ignore
     assert not few.complete
-    assert any("too few" in note for note in few.notes)
+    assert few.undecided == "inputs were too few"
+    assert any("5 gave 20 rows for 49 parameters; take 25" in note for note in few.notes)
+    assert "complete   open" in str(few)
     many = tg.certify(net, (torch.randn(4, 6),), group=Rigid())  # pyright: ignore
     assert many.complete
     assert not any("too few" in note for note in many.notes)
@@ -205,7 +212,7 @@ def test_a_large_model_wants_a_twin_and_takes_one() -> None:
     assert alone.sound
     assert not alone.complete
     assert alone.nullity is None
-    assert any("twin=" in note for note in alone.notes)
+    assert "twin=" in alone.undecided
     assert alone.tangent_defect < 1e-10
 
 
@@ -234,6 +241,124 @@ def test_relu_network_is_complete_at_a_balanced_point(seed: int) -> None:
     assert found.orbit_dimension == 16
 
 
+def layers(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), act())]
+    return nn.Sequential(*parts[:-1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deep_relu_network_is_complete(seed: int) -> None:
+    """At random parameters some units of the last layers are never on together, and hide what is between them."""
+    net = layers(8, 12, 12, 12, 12, 12, 4)
+    found = tg.certify(net, (torch.randn(16, 8),), seed=seed)
+    assert found.holds, found
+    assert found.orbit_dimension == 60
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardtanh, nn.Hardswish])
+def test_functions_with_two_kinks_have_no_scale(act: type[nn.Module]) -> None:
+    """A ReLU6 that never meets its six looks like a ReLU, and one that meets neither kink like the identity."""
+    found = tg.certify(layers(6, 30, 30, 4, act=act), (torch.randn(16, 6),))
+    assert found.holds, found
+    assert found.nullity == 0
+
+
+def test_one_row_at_a_time() -> None:
+    found = tg.certify(layers(4, 8, 8, 2), (torch.randn(1, 4),))
+    assert found.holds, found
+    assert found.orbit_dimension == 16
+
+
+@pytest.mark.slow
+def test_wide_relu_network_is_complete() -> None:
+    found = tg.certify(layers(10, 200, 10), (torch.randn(16, 10),))
+    assert found.holds, found
+    assert (found.parameters, found.orbit_dimension) == (4210, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg", "vgg_bn", "resnet"])
+def test_vision_networks_are_complete_at_their_first_point(name: str) -> None:
+    (case,) = [case for case in vision.CASES if case.name == name]
+    model = case.build().double().eval()
+    found = tg.certify(model, case.inputs(torch.Generator().manual_seed(0)))
+    assert found.holds, found
+    assert found.orbit_dimension == case.orbit
+
+
+def test_sleeping_units_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden directions of random points, of which each has others, are not said to be the architecture's."""
+    monkeypatch.setattr(verdict, "balanced", lambda subject, generator: subject.generic)
+    monkeypatch.setattr(verdict, "POINTS", 2)
+    found = tg.certify(layers(8, 12, 12, 12, 12, 12, 4), (torch.randn(16, 8),))
+    assert found.sound
+    assert found.hidden
+    assert not found.complete
+    assert "never on together" in found.undecided
+    assert "complete   open" in str(found)
+    assert found.to_dict()["undecided"] == found.undecided
+
+
+def test_a_group_that_is_too_small_is_told_from_sleeping_units() -> None:
+    """The hidden directions of three points are compared: those of an architecture are always at the same places."""
+    group = Rescaling(5, units=0)
+    found = tg.certify(relu_net(), (torch.randn(8, 3),), group=group)  # pyright: ignore
+    assert (found.hidden, found.complete, found.undecided) == (5, False, "")
+
+
+def test_whoever_waits_is_told() -> None:
+    told: list[str] = []
+    tg.certify(layers(4, 8, 2), (torch.randn(16, 4),), tell=told.append)
+    assert any("random elements" in text for text in told)
+    assert any("rows" in text for text in told)
+
+
+class Padded(nn.Module):
+    """A table with a padding row, and norms with an ε that no number shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.place = nn.Embedding(20, 8, padding_idx=0), nn.Parameter(torch.randn(6, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 6, 0.0, "gelu", 1e-12, batch_first=True, norm_first=True)
+        self.norm, self.out = nn.LayerNorm(8, eps=1e-12), nn.Linear(8, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.norm(self.layer(self.table(ids) + self.place)))
+
+
+@pytest.mark.parametrize("net", [Padded().eval(), layers(6, 10, 10, 4, act=nn.ReLU6)])
+def test_exported_program_is_certified_as_its_model(net: nn.Module) -> None:
+    """Its operators come without their Python names, its tables have a padding row, its ε cannot be moved."""
+    x = torch.randint(20, (4, 6)) if isinstance(net, Padded) else torch.randn(16, 6)
+    module = torch.export.export(net, (x,)).module(check_guards=False)
+    found, whole = tg.certify(module, (x,)), tg.certify(net, (x,))  # pyright: ignore[reportArgumentType]
+    assert found.holds, found
+    assert (found.nullity, found.orbit_dimension) == (whole.nullity, whole.orbit_dimension)
+    assert (found.approximate_dimension, found.undecided) == (whole.approximate_dimension, whole.undecided)
+
+
+def test_what_training_would_not_reach_counts_all_the_same() -> None:
+    """A certificate is about the function: stopped gradients are no symmetry."""
+
+    class Stopped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = self.a(x)
+            return self.b(torch.tanh(h)).detach()
+
+    net, x = Stopped(), torch.randn(6, 3)
+    for module in (net, torch.export.export(net, (x,)).module(check_guards=False)):
+        found = tg.certify(module, (x,))  # pyright: ignore[reportArgumentType]
+        assert found.holds, found
+        assert found.nullity == 0
+
+
 def test_epsilon_too_small_to_see_is_not_taken_for_a_symmetry() -> None:
     net = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, eps=1e-13), nn.Linear(6, 4))
     found = tg.certify(net, (torch.randn(12, 5),))
@@ -254,6 +379,17 @@ def test_twin_given_by_the_caller() -> None:
     assert "twin" in str(found)
 
 
+def test_twin_of_another_kind_decides_nothing() -> None:
+    def net(n: int, act: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(3, n), act, nn.Linear(n, 2))
+
+    twin = (net(6, nn.Tanh()), (torch.randn(8, 3),), {})
+    found = tg.certify(net(1500, nn.ReLU()), (torch.randn(8, 3),), twin=twin)
+    assert found.twin is not None and found.twin.complete
+    assert not found.complete
+    assert "other kinds" in found.undecided
+
+
 def test_model_without_weights_is_certified_on_its_twin() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(num_hidden_layers=2, tie_word_embeddings=True, vocab_size=1000)
@@ -263,6 +399,43 @@ def test_model_without_weights_is_certified_on_its_twin() -> None:
     assert found.holds
     assert found.twin is not None
     assert any("meta" in note for note in found.notes)
+
+
+# -- kinks -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [
+        (torch.relu, (0.0,)),
+        (lambda x: x.clone().relu_(), (0.0,)),
+        (nn.ReLU(inplace=True), (0.0,)),
+        (nn.ReLU6(), (0.0, 6.0)),
+        (nn.Hardtanh(-2.0, 0.5), (-2.0, 0.5)),
+        (torch.ops.aten.hardtanh.default, (-1.0, 1.0)),
+        (nn.Softshrink(0.25), (-0.25, 0.25)),
+        (lambda x: x.clamp(min=0.0), (0.0,)),
+        (lambda x: torch.clamp(x, -1, 2), (-1.0, 2.0)),
+        (nn.Threshold(0.5, 0.0), (0.5,)),
+        (torch.ops.aten.relu.default, (0.0,)),
+    ],
+)
+def test_kinks_are_seen(function: Any, at: tuple[float, ...]) -> None:
+    kinks, x = Kinks(), torch.linspace(-3, 3, 7)
+    with kinks:
+        function(x.clone())
+    assert kinks.met
+    assert [call.at for call in kinks.calls] == [at]
+    assert torch.equal(kinks.calls[0].x, x)
+
+
+def test_what_keeps_a_division_from_failing_is_no_kink_to_move_to() -> None:
+    kinks = Kinks()
+    with kinks:
+        nn.functional.normalize(torch.randn(3, 4))
+        torch.tanh(torch.randn(3))
+    assert not kinks.calls
+    with Kinks() as none:
+        torch.tanh(torch.randn(3))
+    assert not none.met
 
 
 # -- draws -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ def mlp():
 def twin():
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), (torch.randn(5, 4),)
 
+def large():
+    return nn.Sequential(nn.Linear(4, 1000), nn.ReLU(), nn.Linear(1000, 3)), (torch.randn(5, 4),)
+
 def no_inputs(): return nn.Linear(3, 2)
 def wrong_shape(): return nn.Sequential(nn.Linear(3, 2)), (torch.randn(4, 5),)
 def raises(): raise RuntimeError("no luck")
@@ -249,6 +252,15 @@ def test_certify_answers_no(run: Run) -> None:
     status, out, _ = run("certify", "models:squares")
     assert status == 1
     assert "NOT COMPLETE" in out
+
+
+def test_certify_does_not_decide(run: Run) -> None:
+    status, out, _ = run("certify", "models:large")
+    assert status == 1
+    assert "NOT DECIDED" in out
+    assert "--twin" in out
+    status, out, _ = run("certify", "models:large", "--twin", "models:twin")
+    assert status == 0
 
 
 def test_an_error_of_torchgauge_is_not_blamed_on_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

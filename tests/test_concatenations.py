@@ -12,8 +12,8 @@ import torchgauge as tg
 from tests.zoo.case import evaluate64, relative_defect
 from torchgauge.capture import capture
 from torchgauge.rules import lower
-from torchgauge.spaces.blocks import MOST, find_cuts
 from torchgauge.spaces.constraints import Concat, Normalize, Program, Slice
+from torchgauge.spaces.cuts import MOST, find_cuts
 from torchgauge.spaces.distribute import distribute
 
 

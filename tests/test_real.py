@@ -100,16 +100,16 @@ def test_minilm_certificate() -> None:
     model, args = minilm()
     certificate = tg.certify(model.float(), args)
     assert certificate.sound, certificate
-    assert certificate.defect <= 1e-12
+    assert max(certificate.defect, certificate.own_defect or 0.0) <= 1e-12
     assert certificate.complete, certificate
 
 
 @pytest.mark.slow
 def test_resnet_certificate_by_a_twin() -> None:
     model, args = resnet()
-    twin = OptionA((4, 6), 1, 3, 5).eval()
+    twin = OptionA((2, 4, 6), 2, 3, 5).eval()
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     certificate = tg.certify(model.float(), args, twin=(twin, (images,), {}))
     assert certificate.sound, certificate
-    assert certificate.defect <= 1e-12
+    assert max(certificate.defect, certificate.own_defect or 0.0) <= 1e-12
     assert certificate.complete, certificate

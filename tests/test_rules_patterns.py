@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.test_rules import Function, after_linear, kinds, only, program_of
-from torchgauge.spaces.constraints import Normalize, Rotate, Spatial
+from torchgauge.spaces.constraints import Normalize, Rotate, Softmax, Spatial
+
+
+def normalised(x: torch.Tensor, variance: torch.Tensor, mean: torch.Tensor | float) -> torch.Tensor:
+    return (x - mean if isinstance(mean, torch.Tensor) else x) / torch.sqrt(variance + 1e-6)
+
 
 RMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "llama": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
@@ -23,6 +28,11 @@ RMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda x: x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt(),
     "norm": lambda x: x / x.norm(2, dim=-1, keepdim=True),
     "normalize": lambda x: F.normalize(x, dim=-1),
+    "root of the width": lambda x: x / (x.norm(2, dim=-1, keepdim=True) * 6**-0.5 + 1e-6),
+    "clamped": lambda x: x / (x.norm(dim=-1, keepdim=True) * 6**-0.5).clamp(min=1e-8),
+    "sum over the width": lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) / 6 + 1e-6),
+    "reduced": lambda x: x * torch.rsqrt(x.pow(2).mean(-1) + 1e-6)[..., None],
+    "reduced first": lambda x: x * torch.rsqrt(x.pow(2).mean(-1).unsqueeze(-1) + 1e-6),
     "module": nn.RMSNorm(6, elementwise_affine=False),
 }
 LAYER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -30,6 +40,14 @@ LAYER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "std": lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
     "rsqrt": lambda x: (x - x.mean(-1, True)) * (x.var(-1, unbiased=False, keepdim=True) + 1e-6).rsqrt(),
     "mean square": lambda x: (x - x.mean(-1, True)) / ((x - x.mean(-1, True)).pow(2).mean(-1, True) + 1e-6).sqrt(),
+    "var_mean": lambda x: (x - torch.var_mean(x, -1, keepdim=True)[1]) / (x.var(-1, keepdim=True) + 1e-6).sqrt(),
+    "both": lambda x: normalised(x, *torch.var_mean(x, dim=-1, unbiased=False, keepdim=True)),
+    "std_mean": lambda x: (
+        (x - torch.std_mean(x, -1, keepdim=True)[1]) / (torch.std_mean(x, -1, keepdim=True)[0] + 1e-6)
+    ),
+    "reduced": lambda x: normalised(x, x.var(-1, unbiased=False)[..., None], x.mean(-1).unsqueeze(-1)),
+    "mean of squares": lambda x: normalised(x, x.pow(2).mean(-1, True) - x.mean(-1, True).pow(2), x.mean(-1, True)),
+    "centred twice": lambda x: normalised(x - x.mean(-1, True), (x - x.mean(-1, True)).var(-1, keepdim=True), 0.0),
     "module": nn.LayerNorm(6, elementwise_affine=False),
 }
 
@@ -43,12 +61,42 @@ def test_norms_are_recognised_in_every_spelling(kind: str, spelling: str) -> Non
     assert not kinds(program) & Counter({"Reduce": 9, "Pointwise": 9})
 
 
+GAIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "gain first": lambda g, x: g * (x - x.mean(-1, True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
+    "gain and std": lambda g, x: g * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
+    "gain in between": lambda g, x: (x - x.mean(-1, True)) * g / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
+    "gain on the root": lambda g, x: (x - x.mean(-1, True)) * (g * torch.rsqrt(x.var(-1, keepdim=True) + 1e-6)),
+    "gain last": lambda g, x: (x - x.mean(-1, True)) * torch.rsqrt(x.var(-1, keepdim=True) + 1e-6) * g,
+    "two gains": lambda g, x: 2.0 * g * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * g,
+    "rms": lambda g, x: g * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+}
+
+
+@pytest.mark.parametrize("spelling", GAIN)
+def test_a_gain_may_stand_anywhere_in_a_norm(spelling: str) -> None:
+    model = Function(
+        lambda m, x: GAIN[spelling](m.gain, m.read(x)), read=nn.Linear(4, 6), gain=nn.Parameter(torch.ones(6))
+    )
+    x = torch.randn(2, 5, 4)
+    program = program_of(model, x)
+    norm = only(program, Normalize)
+    assert norm.x.name.startswith("add")
+    assert norm.eps > 0
+    assert not kinds(program) & Counter({"Reduce": 9, "Pointwise": 9})
+
+
 def test_something_like_a_norm_is_not_taken_for_one() -> None:
     for f in (
         lambda x: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + 1e-6),
         lambda x: x * torch.rsqrt(x.flip(-1).pow(2).mean(-2, keepdim=True) + 1e-6),
         lambda x: (x - x.mean(-2, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
         lambda x: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x / x.std(-1, keepdim=True),
+        lambda x: x / x.norm(dim=-1, keepdim=True).clamp(1e-6, 2.0),
+        lambda x: x / (x.norm(dim=-1, keepdim=True) - 1e-6),
+        lambda x: torch.div(x, x.norm(dim=-1, keepdim=True), rounding_mode="floor"),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True).mean(-2, keepdim=True) + 1e-6),
+        lambda x: x[:, :, :5] * torch.rsqrt(x[:, :, :5].pow(2).mean(-1) + 1e-6)[..., None, :],
     ):
         assert "Normalize" not in kinds(after_linear(f, 2, 5, 6))
 
@@ -167,3 +215,47 @@ def test_batch_norm_uses_its_statistics_or_those_of_the_batch() -> None:
     program = program_of(twice, x)
     assert program.coordinates["norm.bias"].kind == "plain"
     assert set(program.buffers) == {"norm.running_mean", "norm.running_var"}
+
+
+SOFTMAX: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "quotient": lambda x: x.exp() / x.exp().sum(-1, keepdim=True),
+    "largest": lambda x: (x - x.amax(-1, True)).exp() / (x - x.amax(-1, True)).exp().sum(-1, True),
+    "logsumexp": lambda x: (x - torch.logsumexp(x, -1, keepdim=True)).exp(),
+    "log": lambda x: x - x.logsumexp(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("spelling", SOFTMAX)
+def test_a_softmax_is_recognised(spelling: str) -> None:
+    found = only(after_linear(SOFTMAX[spelling], 2, 5, 6), Softmax)
+    assert (found.dim, found.log) == (2, spelling == "log")
+    assert found.x.name.startswith("add")
+
+
+def test_what_is_not_a_softmax_is_not_taken_for_one() -> None:
+    for f in (
+        lambda x: x.exp() / x.exp().sum(-1, keepdim=True).sum(-2, keepdim=True),
+        lambda x: x.exp() / x.sum(-1, keepdim=True),
+        lambda x: x - (2 * x).logsumexp(-1, keepdim=True),
+        lambda x: x.exp() / (-x).exp().sum(-1, keepdim=True),
+    ):
+        assert "Softmax" not in kinds(after_linear(f, 2, 5, 6))
+
+
+def test_a_norm_without_a_bias_takes_the_one_in_front() -> None:
+    x = torch.randn(4, 3, 5, 5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)).eval()
+    program = program_of(model, x)
+    assert program.coordinates["0.bias"].kind == "centred_bias"
+    assert set(program.buffers) == {"1.running_var"}
+    twice = Function(lambda m, x: m.norm(m.read(x)) + m.read(x), read=model[0], norm=model[1]).eval()
+    program = program_of(twice, x)
+    assert program.coordinates["read.bias"].kind == "plain"
+    assert set(program.buffers) == {"norm.running_mean", "norm.running_var"}
+
+
+def test_known_positions_are_slices() -> None:
+    program = after_linear(lambda x: x[:, :, [-2]] * x[:, :, [0, 1, 2, 5]], 2, 5, 6)
+    assert kinds(program)["Slice"] == 3
+    assert "Spatial" not in kinds(program)
+    assert kinds(after_linear(lambda x: x[:, :, [0, 2, 4, 1, 3, 5]], 2, 5, 6))["Spatial"] == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules import transformer
 
 from torchgauge.errors import CaptureError, InputError, ModelError, TorchGaugeError
 from torchgauge.nesting import map_tensors, observe, tensors_in
@@ -131,6 +133,8 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
     with _quiet(), unchanged(model), torch.no_grad(), plain_layers(model):
         try:
             program = torch.export.export(Observed(), inputs, strict=False)
+            if isinstance(model, fx.GraphModule):
+                _restore_sources(program.graph_module.graph, model.graph)
             if not flatten(program.graph_module):
                 program = program.run_decompositions({})  # an empty table: other operators stay whole
                 drop_assertions(program.graph_module.graph)
@@ -205,16 +209,19 @@ def call_of(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
             f"The inputs do not fit {type(model).__name__}.forward: {error}.",
             remedy=f"It takes {signature}; give its inputs as args and kwargs.",
         ) from error
+    # what was given by keyword stays so: the module of an exported program insists on it
+    by_position = signature.bind_partial(*args).arguments
     tensors: dict[str, Tensor] = {}
+    named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            for key, item in value.items():
-                tensors |= tensors_in(item, key)
-        else:
-            tensors |= tensors_in(value, name)
-    # `bound` keeps the order of the signature, a call the order of the user: both are made one here.
-    return Call(bound.args, bound.kwargs, tensors)
+        entries = {name: value}
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            entries = value
+        if name not in by_position:
+            named |= entries
+        for key, item in entries.items():
+            tensors |= tensors_in(item, key)
+    return Call(args, named, tensors)
 
 
 @contextmanager
@@ -303,22 +310,43 @@ def _quiet() -> Iterator[None]:
 def plain_layers(model: nn.Module) -> Iterator[None]:
     """Layers written in plain operators while the context lasts.
 
-    Off are torch's fused inference path for attention, which hides a whole layer in one operator, and the grouped
-    or data-dependent loop over experts of Hugging Face mixtures, for which the batched form stands in.
+    Off are torch's fused inference path for attention, which hides a whole layer in one operator, the question of
+    torch's transformers whether a mask is causal, which reads its values, and the grouped or data-dependent loop over
+    experts of Hugging Face mixtures, for which the batched form stands in. None changes the function.
     """
     key = "_experts_implementation_internal"
     configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), key)}
     saved = [(config, getattr(config, key)) for config in configs.values()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = _mask_as_it_is
     for config, _ in saved:
         setattr(config, key, "batched_mm")
     try:
         yield
     finally:
+        transformer._detect_is_causal_mask = detect
         torch.backends.mha.set_fastpath_enabled(fused)
         for config, implementation in saved:
             setattr(config, key, implementation)
+
+
+_GENERATED = re.compile(r'File "<eval_with_key>[^"]*", line \d+, in \w+\n\s+(\w+) = ')
+
+
+def _restore_sources(graph: fx.Graph, original: fx.Graph) -> None:
+    """The lines of the user behind the generated code of an exported program, as far as its nodes hold them."""
+    known = {node.name: node.meta for node in original.nodes}
+    for node in graph.nodes:
+        names = _GENERATED.findall(node.meta.get("stack_trace") or "")
+        meta = known.get(names[-1], {}) if names else {}
+        node.meta |= {key: meta[key] for key in ("stack_trace", "nn_module_stack") if meta.get(key)}
+
+
+def _mask_as_it_is(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Stands in for torch's test of a mask: what the caller did not say to be causal is a mask like any other."""
+    return is_causal is True
 
 
 def _explained(model: nn.Module, call: Call, inputs: tuple[Tensor, ...], error: Exception) -> TorchGaugeError:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from threading import Timer
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torchgauge.load import Loaded
     from torchgauge.report import Subject
 
-PATIENCE = 3.0  # seconds
+PATIENCE, REMINDER = 3.0, 15.0  # seconds until the first and until a further line of progress
 HOLDS, ANSWERED_NO, BAD_INPUT, INTERNAL = 0, 1, 2, 3
 
 app = App(
@@ -84,12 +85,12 @@ def certify(
         with _stage(f"loading {model}"):
             loaded = _load(model, weights=True)
             small = _load(twin, weights=True) if twin else None
-        with _stage("tracing, inferring and certifying"), _held():
+        with _stage("tracing, inferring and certifying") as tell, _held():
             from torchgauge import certify
             from torchgauge.report import view_certificate
 
             pair = small and (small.model, small.args, small.kwargs)
-            certificate = certify(loaded.model, loaded.args, loaded.kwargs, twin=pair, seed=seed)
+            certificate = certify(loaded.model, loaded.args, loaded.kwargs, twin=pair, seed=seed, tell=tell)
             return view_certificate(_subject(loaded), certificate)
 
     from torchgauge.report import render_certify
@@ -154,21 +155,33 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _stage(text: str) -> Iterator[None]:
-    """A spinner on a terminal; elsewhere one plain line, when the work turns out to be long."""
-    if not sys.stderr.isatty():
-        timer = Timer(PATIENCE, _say, [f"{text} …", sys.stderr])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-        return
-    from rich.console import Console
+def _stage(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on a terminal; elsewhere a plain line now and then, when the work turns out to be long.
 
-    with Console(file=sys.stderr).status(text):
-        yield
+    Yields a function that takes what is being done.
+    """
+    stream = sys.stderr
+    if stream.isatty():
+        from rich.console import Console
+
+        with Console(file=stream).status(text) as status:
+            yield status.update
+        return
+    timer = Timer(PATIENCE, _say, [f"{text} …", stream])
+    timer.daemon = True
+    timer.start()
+    last = monotonic()
+
+    def tell(what: str) -> None:
+        nonlocal last
+        if monotonic() - last > REMINDER:
+            last = monotonic()
+            _say(f"{what} …", stream)
+
+    try:
+        yield tell
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -91,8 +91,9 @@ def shift_factors(stage: ShiftStage) -> list[Factor]:
 
 def _shift_factor(stage: ShiftStage, source: Source) -> Factor:
     name = _learnable(stage.shifts.program, param_of(stage.shifts.makers, source.tensor).name)
-    others = [s for s, (_, terms) in stage.shifts.solved.items() if source in terms]
-    absorbed = [_learnable(stage.shifts.program, param_of(stage.shifts.makers, s.tensor).name) for s in others]
+    others = [s.tensor for s, (_, terms) in stage.shifts.solved.items() if source in terms]
+    others += [source.partner[0]] if source.partner else []
+    absorbed = [_learnable(stage.shifts.program, param_of(stage.shifts.makers, t).name) for t in others]
     parameters = tuple(dict.fromkeys([name, *absorbed]))
     size = prod(stage.shape(source))
     kind = "unreachable" if source.kind == "relation" else "shift"

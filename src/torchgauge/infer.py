@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torchgauge.action.frame_action import FrameStage
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.gauge import GaugeGroup
-from torchgauge.spaces.constraints import Opaque, Program
+from torchgauge.observable import Observable, observed
+from torchgauge.spaces.constraints import PICKED, Program
 from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
+from torchgauge.spaces.exponential import exponentiated
 from torchgauge.spaces.frames import FramePass
 from torchgauge.spaces.shifts import ShiftPass
 
 
 def infer(
-    model: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, observable: str = "outputs"
+    model: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, observable: Observable = "outputs"
 ) -> GaugeGroup:
     """Find the gauge group of a model.
 
@@ -26,7 +27,8 @@ def infer(
         model: an `nn.Module`, in the mode (train or eval) in which it is to be studied; may live on the meta device.
         args: example inputs.
         kwargs: example keyword inputs.
-        observable: what of the function counts; "outputs": every floating tensor that the model returns.
+        observable: what of the function counts; "outputs": every floating tensor that the model returns;
+            "probabilities": the softmax of its logits; or a function of what the model returns.
 
     Returns:
         The group, ready to act on state dicts of the model.
@@ -38,29 +40,18 @@ def infer(
     from torchgauge.capture import capture
     from torchgauge.rules import lower
 
-    captured = capture(model, args, dict(kwargs or {}))
+    captured = capture(observed(model, observable), args, dict(kwargs or {}))
     program = lower(captured)
-    try:
-        return solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
-    except RecursionError:
-        # never a guess: what the solver cannot untangle is rigid, and the report says so
-        return solve(_all_rigid(program), ties=captured.ties, dropped=captured.dropped_outputs)
-
-
-def _all_rigid(program: Program) -> Program:
-    """The program with nothing known of it: every parameter stands still."""
-    xs = tuple(program.params.values())
-    reason = "the whole graph: its reshapes and slices could not be untangled"
-    blocked = [Opaque(out, xs, reason) for out in program.outputs]
-    return replace(program, constraints=blocked, opaque=[(reason, program.outputs[0].source)])
+    return solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
 
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
     """Run all passes over a lowered program."""
     program = distribute(program)
-    frame_pass = FramePass(program).run()
+    product = exponentiated(program)
+    frame_pass = FramePass(product).run()
     solution = frame_pass.frames.system.solve(soft=True)
-    frames = FrameStage(program, frame_pass, solution)
+    frames = FrameStage(product, frame_pass, solution)
     patterns, relations = PatternPass(program), RelationPass(program)
     shifts = ShiftPass(program, patterns, relations).run()
     return GaugeGroup(
@@ -69,7 +60,7 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
         ShiftStage(shifts),
         InvisibleStage(program, patterns, shifts),
         ties=ties,
-        observed=tuple(program.output_names),
+        observed=tuple(name for name in program.output_names if name != PICKED),
         dropped=dropped,
-        limit=FrameStage(program, frame_pass, frame_pass.frames.system.solve(soft=False)),
+        limit=FrameStage(product, frame_pass, frame_pass.frames.system.solve(soft=False)),
     )

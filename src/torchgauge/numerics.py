@@ -44,9 +44,11 @@ class Promote(TorchFunctionMode):
 
     Inside, every request for a lower floating type is one for float64: dtype arguments, `.float()`, `.half()`, the
     default type of factory functions, and tensors of a lower type that meet an operation. Integers stay as they are.
-    Three functions are replaced by equals, for the sake of derivatives: embedding tables have no padding row (its
-    gradient would be dropped, though the function reads the row), batch norm in training mode updates no running
-    statistics, and weight norm is written out (it has no forward-mode derivative).
+
+    Derivatives are those of the function, whatever training would make of it: a detached tensor is the tensor, regions
+    without gradients have them, and embedding tables have no padding row (its gradient would be dropped, though the
+    function reads the row). Batch norm in training mode updates no running statistics, and weight norm is written out
+    (it has no forward-mode derivative).
 
     Operators that fix a precision in C++ or in TorchScript are out of reach.
     """
@@ -63,9 +65,13 @@ class Promote(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").split(".")[0]  # "add_" for `aten.add_.Tensor`
         if name == "__get__":
             return func(*args, **kwargs)
+        if name == "_set_grad_enabled":
+            return None
+        if name == "detach":
+            return _widen(args[0]).view_as(args[0])
         if func in _EQUALS:
             func, args, kwargs = _EQUALS[func](args, kwargs)
         func = _WIDER_METHOD.get(func, func)
@@ -123,6 +129,7 @@ def _written_out(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tu
 _EQUALS: dict[Any, Callable[..., tuple[Any, tuple[Any, ...], dict[str, Any]]]] = {
     F.embedding: _whole_table,
     torch.embedding: _whole_table_aten,
+    torch.ops.aten.embedding.default: _whole_table_aten,
     F.batch_norm: _without_statistics,
     torch._weight_norm: _written_out,
 }

@@ -167,6 +167,85 @@ class Positions(nn.Module):
         return self.body(self.words(ids) + self.places(places))
 
 
+class TiedDecoder(nn.Module):
+    """Words and places, a tanh, a hidden layer, a layer norm, and scores of all words by the same table."""
+
+    def __init__(self, words: int, length: int, d: int, m: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, d), nn.Embedding(length, d)
+        self.body, self.norm = mlp(d, m, d, act=nn.GELU), nn.LayerNorm(d, eps=1e-2)
+        self.bias = nn.Parameter(torch.zeros(words))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.tanh(self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device)))
+        return F.linear(self.norm(self.body(x)), self.words.weight, self.bias)
+
+
+class Siamese(nn.Module):
+    """One linear map of two inputs, each read by its own map, with one bias behind both."""
+
+    def __init__(self, n: int, d: int, m: int) -> None:
+        super().__init__()
+        self.shared = nn.Linear(n, d)
+        self.left, self.right = nn.Linear(d, m, bias=False), nn.Linear(d, m)
+        self.out = nn.Linear(m, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.left(self.shared(x)) + self.right(self.shared(y))))
+
+
+class Parallel(nn.Module):
+    """Two linear maps of one tensor that are added."""
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.one, self.other, self.read = nn.Linear(n, m), nn.Linear(n, m), nn.Linear(m, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(torch.tanh(self.one(x) - 2 * self.other(x)))
+
+
+class Latent(nn.Module):
+    """A variational autoencoder with its noise as an input: decode(mean + exp(log variance / 2)·noise)."""
+
+    def __init__(self, n: int, latent: int, out: int) -> None:
+        super().__init__()
+        self.mean, self.log_variance = nn.Linear(n, latent), nn.Linear(n, latent)
+        self.decode = nn.Linear(latent, out)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.decode(self.mean(x) + torch.exp(0.5 * self.log_variance(x)) * noise)
+
+
+class TwoRates(nn.Module):
+    """One bias in two exponentials, whose scales are a power of one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.slow, self.fast = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.score(x)
+        return self.slow(torch.exp(x)) + self.fast(torch.exp(2 * x))
+
+
+class WrittenSoftmax(nn.Module):
+    """A softmax as exponentials over their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.read = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.score(x)
+        x = torch.exp(x - x.amax(-1, keepdim=True))
+        return self.read(x / x.sum(-1, keepdim=True))
+
+
+def noisy(rows: int, n: int, latent: int) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
+    return lambda g: tuple(torch.randn(rows, k, generator=g, dtype=torch.float64) for k in (n, latent))
+
+
 def hidden(name: str, act: Callable[[], nn.Module], orbit: int, scale: float = 1.5) -> Case:
     """One hidden layer of five units between three inputs and two outputs."""
     return Case(f"act_{name}", lambda: mlp(3, 5, 2, act=act), normal(96, 3, scale=scale), orbit, row="1.2")
@@ -222,15 +301,13 @@ CASES: tuple[Case, ...] = (
     hidden("mish", nn.Mish, 0),
     hidden("sin", lambda: Fn(torch.sin), 0),
     hidden("gaussian", lambda: Fn(lambda x: torch.exp(-x * x)), 0),
-    Case(
-        "act_exp",
-        lambda: mlp(3, 5, 2, act=lambda: Fn(torch.exp)),
-        normal(96, 3, scale=1.5),
-        0,
-        UNITS,
-        row="1.2",
-        reason="a bias shift against an output scale across exp is not a factor yet",
-    ),
+    hidden("exp", lambda: Fn(torch.exp), UNITS),
+    Case("tied_decoder", lambda: TiedDecoder(32, 5, 4, 6), tokens(32, 32, 5), 12, row="theory 4", batches=4),
+    Case("siamese", lambda: Siamese(5, 3, 4), noisy(96, 5, 5), 12, row="theory 4"),
+    Case("parallel", lambda: Parallel(3, 4), normal(96, 3), 16, row="theory 4"),
+    Case("exp_latent", lambda: Latent(3, 4, 5), noisy(96, 3, 4), 8, row="theory 4"),
+    Case("exp_at_two_rates", TwoRates, normal(96, 3), 6, row="theory 4"),
+    Case("softmax_written", WrittenSoftmax, normal(96, 3), 6, row="1.1"),
     Case("cube_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=lambda: Fn(lambda x: x**3)), normal(240, 4), 16, row="1.2"),
     Case("square_4_8_8_2", lambda: mlp(4, 8, 8, 2, act=lambda: Fn(torch.square)), normal(240, 4), 16, row="1.2"),
     Case("square_2_3_1", lambda: mlp(2, 3, 1, act=lambda: Fn(torch.square)), normal(48, 2), 3, 7, "1.2", _filling),

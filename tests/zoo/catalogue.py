@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from tests.zoo import attention, blocks, convolution, models, normalization, vision
+from tests.zoo import attention, blocks, convolution, families, models, normalization, recurrent, vision
 from tests.zoo.case import Case
 
-BLOCKS: tuple[Case, ...] = (*blocks.CASES, *normalization.CASES, *attention.CASES, *convolution.CASES)
+BLOCKS: tuple[Case, ...] = (
+    *blocks.CASES,
+    *normalization.CASES,
+    *attention.CASES,
+    *convolution.CASES,
+    *families.CASES,
+    *recurrent.CASES,
+)
 MODELS: tuple[Case, ...] = (*models.CASES, *vision.CASES)
 CASES: dict[str, Case] = {c.name: c for c in (*BLOCKS, *MODELS)}
 assert len(CASES) == len(BLOCKS) + len(MODELS), "a name is used twice"

@@ -1,6 +1,7 @@
 """Hunt for a network whose gauge group is wrong: `python -m tests.zoo.hunt [--seconds 60] [--first 0] [--depth 2]`.
 
-With --leaves every operator alone; else random trees, each failure shrunk to a smallest one and printed once. The property tests are the same in short.
+Random trees, or with --leaves every operator alone; each failure shrunk to a smallest one and printed once. The
+property tests are the same in short.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From state dicts to the tensors that the group moves, and back.
 
 Most coordinates are the parameters themselves; a (1 + weight) gain is moved as 1 + weight, and the bias of a batch
-norm in evaluation mode as what it adds to the scaled input: bias − weight·mean/σ.
+norm in evaluation mode as what it adds to the scaled input: bias − weight·mean/σ. If the norm has no bias, the one of
+the linear map in front is moved as bias − mean.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torchgauge.spaces.constraints import Coordinate, Program, View
 Params = Mapping[str, Tensor]
 Pieces = list[tuple[tuple[View, ...], Tensor]]
 """Parts of one tensor: the views that lead to each, and its value."""
+BIASES = ("batch_norm_bias", "centred_bias")
+"""Kinds of coordinates that hold a running mean."""
 
 
 def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[str, Tensor]:
@@ -67,6 +70,8 @@ def _encoded(coordinate: Coordinate, value: Tensor, get) -> Tensor:
         weight, mean, var = coordinate.refs
         scale = torch.rsqrt(get(var) + coordinate.eps)
         return value - (get(weight) if weight else 1.0) * get(mean) * scale
+    if coordinate.kind == "centred_bias":
+        return value - get(coordinate.refs[1])
     if coordinate.kind == "inverse_std":
         return torch.rsqrt(value + coordinate.eps)
     return value
@@ -92,8 +97,8 @@ def decode(
     for key, coordinate in program.coordinates.items():
         parts.setdefault(coordinate.name, []).append((coordinate.views, coordinates[key]))
     kinds = {coordinate.name: coordinate for coordinate in program.coordinates.values()}
-    # a batch norm's bias is read off last, from the moved scale and statistics
-    for name in sorted(parts, key=lambda n: kinds[n].kind == "batch_norm_bias"):
+    # biases at a batch norm are read off last, from the moved scale and statistics
+    for name in sorted(parts, key=lambda n: kinds[n].kind in BIASES):
         coordinate = kinds[name]
         old = _encoded(coordinate, get(name), get)
         whole = _joined(old, parts[name]) if coordinate.views else parts[name][0][1]
@@ -117,6 +122,8 @@ def _decoded(coordinate: Coordinate, value: Tensor, new: Params) -> Tensor:
         weight, mean, var = coordinate.refs
         scale = torch.rsqrt(new[var] + coordinate.eps)
         return value + (new[weight] if weight else 1.0) * new[mean] * scale
+    if coordinate.kind == "centred_bias":
+        return value + new[coordinate.refs[1]]
     return value
 
 
@@ -149,6 +156,6 @@ def statistics(program: Program, key: str) -> list[str]:
     """The buffers that move together with a statistic's channels: the running mean goes with the running variance."""
     name = program.buffer_coordinates[key].name
     for coordinate in program.coordinates.values():
-        if coordinate.kind == "batch_norm_bias" and coordinate.refs[2] == name:
+        if coordinate.kind in BIASES and coordinate.refs[2] == name:
             return [coordinate.refs[1], name]
     return [name]

@@ -287,6 +287,9 @@ class FrameStage:
                 if v in g.signs:
                     term = _spread(g.signs[v], var_axes(v), roots, groups, dim, t.ndim)
                     sign = term if sign is None else sign * term
+        if name in self.program.rates:
+            # the gain is the exponential of the parameter: what multiplies the one is added to the other
+            return t if log is None else t + log / self.program.rates[name]
         if log is not None:
             t = t * torch.exp(log)
         return t if sign is None else t * sign

@@ -45,7 +45,7 @@ class InvisibleStage:
     @cached_property
     def writers(self) -> list[Writer]:
         out = []
-        for t in self.shifts.single:
+        for t in self.shifts.sources.parts:
             pattern = self.patterns.of(t)
             if pattern is not None and (len(pattern.dims) == 1 or not pattern.gains):
                 out.append(Writer(t, pattern))

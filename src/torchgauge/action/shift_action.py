@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import Gains, Relation
-from torchgauge.spaces.shifts import ShiftPass, Source
+from torchgauge.spaces.directions import Gains, Pattern, Relation
+from torchgauge.spaces.shifts import ShiftPass
+from torchgauge.spaces.sources import Entry, Source
 
 Coordinates = dict[str, Tensor]
 
@@ -28,10 +31,12 @@ def param_of(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor) -> c.Tensor:
     return t
 
 
-def viewed(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, value: Tensor) -> Tensor:
-    """Apply the views that lead from a parameter to `t` to a tensor of the parameter's shape."""
+def viewed(
+    makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, value: Tensor, origin: c.Tensor | None = None
+) -> Tensor:
+    """Apply the views that lead from a parameter (or from `origin`) to `t` to a tensor of that shape."""
     steps: list[c.Constraint] = []
-    while t.role == "data":
+    while t is not origin and t.role == "data":
         steps.append(makers[t])
         t = makers[t].x  # type: ignore[attr-defined]
     for k in reversed(steps):
@@ -77,31 +82,24 @@ class ShiftStage:
     shifts: ShiftPass
 
     def shape(self, s: Source) -> tuple[int, ...]:
-        if s.kind == "rows":
-            return s.tensor.shape[1:]
-        if s.kind == "relation":
-            _, _, labels, sizes = self._reader_labels(s)
-            return tuple(sizes[a] for a in labels)
-        return s.tensor.shape
+        return s.shape
 
     def width(self, s: Source) -> int:
         """How many entries a reader of the shifted tensor sums, roughly: sets the size of random shifts."""
         return s.at.out.shape[-1] if s.kind != "relation" else s.at.inputs[0].shape[-1]
 
-    def _reader_labels(self, s: Source) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dict[str, int]]:
-        """Labels of the weight, of the relation inside it, of u, and all sizes."""
-        k = s.at
-        assert isinstance(k, c.Contract) and s.relation is not None
-        x, y, xl, yl = self.shifts.operands(k)
-        sizes = dict(zip(xl, x.shape, strict=True)) | dict(zip(yl, y.shape, strict=True))
-        inside = tuple(a for d, a in enumerate(xl) if d in s.relation.dims and a in yl)
-        return yl, inside, tuple(a for a in yl if a not in inside), sizes
+    @cached_property
+    def moving(self) -> list[c.Tensor]:
+        """Tensors that some shift reaches, in order of execution."""
+        return [k.out for k in self.shifts.program.constraints if self.shifts.terms(k.out)]
 
     def act(self, values: Mapping[Source, Tensor], params: Coordinates) -> Coordinates:
         new = dict(params)
-        run = _Run(self, values, params, new)
+        run = _Run(self.shifts, values, params, new)
         for s in sorted(values, key=lambda s: s.kind == "relation"):
             run.apply(s, values[s])
+        for t in self.moving:
+            run.shift(t)  # in order, so that no recursion goes deep
         for s in self.shifts.solved:
             run.solve(s)
         return new
@@ -110,144 +108,173 @@ class ShiftStage:
 class _Run:
     """One evaluation: shifts of tensors are computed on demand from the sources' values."""
 
-    def __init__(self, stage: ShiftStage, values: Mapping[Source, Tensor], old: Coordinates, new: Coordinates) -> None:
-        self.stage, self.pass_, self.values, self.old, self.new = stage, stage.shifts, dict(values), old, new
-        self.makers = self.pass_.makers
+    def __init__(self, shifts: ShiftPass, values: Mapping[Source, Tensor], old: Coordinates, new: Coordinates) -> None:
+        self.pass_, self.sources, self.makers = shifts, shifts.sources, shifts.makers
+        self.values: dict[Source, Tensor | None] = dict(values)
+        self.old, self.new = old, new
+        self.by_param: dict[c.Tensor, list[Source]] = {}
+        for s in self.pass_.solved:
+            self.by_param.setdefault(param_of(self.makers, s.tensor), []).append(s)
+        self.known: dict[c.Tensor, Tensor | None] = {}
+        self.solving: set[Source] = set()
+        self.path: set[c.Tensor] = set()
+        """From where the source that is being solved enters to where it is solved."""
+
+    # -- sources -----------------------------------------------------------------------------------------------
+    def delta(self, s: Source, value: Tensor, skip: Pattern | None = None) -> Tensor:
+        """The change of the source's tensor, broadcastable; without the vector of one of its ways."""
+        for way in s.ways:
+            vector = gain_product(way.gains, self.old)
+            if way != skip and isinstance(vector, Tensor):
+                (dim,) = way.dims
+                value = value * vector.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
+        return value
 
     def apply(self, s: Source, value: Tensor) -> None:
         """Move the parameter of a source."""
         name = param_of(self.makers, s.tensor).name
-        if s.kind == "bias":
-            self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], value)
-        elif s.kind == "rows":
-            self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], value[None])
-        else:
-            weight_labels, inside, own, sizes = self.stage._reader_labels(s)
-            assert s.relation is not None
-            n = self.covector(s.relation.gains, inside, sizes)
-            u = value.reshape([sizes[a] if a in own else 1 for a in weight_labels])
-            n = n.reshape([sizes[a] if a in inside else 1 for a in weight_labels])
-            self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], u * n)
+        delta = self.delta(s, value).expand(s.tensor.shape)
+        self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], delta)
+        if s.partner is not None:
+            other, ratio = s.partner
+            name = param_of(self.makers, other).name
+            self.new[name] = add_to_view(self.makers, other, self.new[name], -ratio * delta)
 
-    def covector(self, gains: Gains, inside: tuple[str, ...], sizes: dict[str, int]) -> Tensor:
-        shape = [sizes[a] for a in inside]
-        n = gain_product(gains, self.old)
-        return n.reshape(shape) if isinstance(n, Tensor) else torch.full(shape, n, dtype=torch.float64)
-
-    def solve(self, s: Source) -> Tensor | None:
-        """The value that makes everything else vanish where the source was solved."""
-        if s in self.values:
-            return self.values[s]
-        at, _ = self.pass_.solved[s]
-        # what the others bring, with this source standing still
-        self.values[s] = None  # type: ignore[assignment]
-        total = self.shift(at)
-        if total is None:
+    def entering(self, s: Source, e: Entry) -> Tensor | None:
+        """What a source adds where it enters."""
+        value = self._value(s)
+        if value is None or e.kind == "blind":
             return None
-        value = self._pull_back(s, at, -total)
-        self.values[s] = value
-        self.apply(s, value)
-        return value
+        placed = self._placed(s, e, value)
+        return placed if e.relation is None else placed * self.constant(e.relation)
 
-    def _pull_back(self, s: Source, at: c.Tensor, wanted: Tensor) -> Tensor:
-        """The source's value that shows as `wanted` at a tensor that it reaches through sums and views."""
-        shape = self.stage.shape(s)
-        found = self._index(s, at, torch.arange(max(1, _numel(shape))).reshape(shape))
-        assert found is not None
-        index, scale = found
-        wanted = wanted / scale
-        index, wanted = torch.broadcast_tensors(index, wanted)
-        flat = torch.zeros(max(1, _numel(shape)), dtype=wanted.dtype)
-        value = flat.index_put((index.reshape(-1),), wanted.reshape(-1)).reshape(shape)
-        if s.kind == "relation":
-            assert s.relation is not None
-            value = value / self.constant(s.relation, s)
-        return value
+    def _placed(self, s: Source, e: Entry, value: Tensor) -> Tensor:
+        """A value with the dimensions of the tensor where it enters, size one where it is constant there."""
+        delta = self._seen(s, e, self.delta(s, value, e.way))
+        if e.kind == "relation":
+            return self._read(e, delta)
+        if e.kind == "rows":
+            delta = delta.narrow(0, 0, 1)
+            return delta.reshape([1] * (e.at.out.ndim - delta.ndim + 1) + list(delta.shape[1:]))
+        return delta
 
-    def _index(self, s: Source, t: c.Tensor, index: Tensor) -> tuple[Tensor, float] | None:
-        """Where each entry of a source appears in `t` (size one where it is broadcast), and its factor."""
-        k = self.makers.get(t)
-        if k is s.at:
-            factor = k.alpha if isinstance(k, c.Add) and self.pass_.bare(k.y) is s.tensor else 1.0
-            return self._placed(s, index), factor
-        if isinstance(k, c.Add):
-            found = self._index(s, k.x, index)
-            if found is None and (found := self._index(s, k.y, index)) is not None:
-                found = found[0], found[1] * k.alpha
-            return found
-        if isinstance(k, c.Mul):
-            found = self._index(s, k.x, index)
-            assert found is None or k.y.fill is not None
-            return None if found is None else (found[0], found[1] * float(k.y.fill or 0.0) ** k.power)
-        if isinstance(k, (c.Reshape, c.Permute, c.Expand)):
-            found = self._index(s, k.x, index)
-            if found is None:
-                return None
-            place, scale = found
-            return apply_view(k, place.expand(k.x.shape) if isinstance(k, c.Reshape) else place), scale
-        return None
+    def _seen(self, s: Source, e: Entry, delta: Tensor) -> Tensor:
+        """A change of the source's tensor as a change of what the entry reads."""
+        if e.tensor is s.tensor:
+            return delta
+        return viewed(self.makers, e.tensor, delta.expand(s.tensor.shape), s.tensor)
 
-    def _placed(self, s: Source, value: Tensor) -> Tensor:
-        """A source's value with the dimensions of the tensor where it enters."""
-        k = s.at
-        if s.kind == "rows":
-            return value.reshape([1] * (k.out.ndim - value.ndim) + list(value.shape))
-        if s.kind == "relation":
-            assert isinstance(k, c.Contract)
-            _, _, own, sizes = self.stage._reader_labels(s)
-            order = [a for a in k.out_labels if a in own]
-            inner = [d for d, a in enumerate(own) if a not in k.out_labels]
-            if inner and not value.dtype.is_floating_point:
-                # positions inside the kernel: the first one stands for all
-                for d in reversed(inner):
-                    value = value.select(d, 0)
-            elif inner:
-                value = value.sum(inner)
-            own = tuple(a for a in own if a in k.out_labels)
-            value = value.permute([own.index(a) for a in order])
-            return value.reshape([sizes[a] if a in own else 1 for a in k.out_labels])
-        return value
+    def _read(self, e: Entry, u: Tensor) -> Tensor:
+        """u, on the weight's dimensions, with the dimensions of the contraction's output."""
+        k = e.at
+        assert isinstance(k, c.Contract) and e.relation is not None
+        _, _, xl, labels = self.sources.operands(k)
+        inside = {xl[d] for d in e.relation.dims}
+        kept = []
+        for d, a in reversed(list(enumerate(labels))):
+            if a in inside:
+                u = u.select(d, 0)
+            elif a not in k.out_labels:
+                # positions inside a kernel; of indices the first one stands for all
+                whole = [e.tensor.shape[d] if i == d else -1 for i in range(u.ndim)]
+                u = u.expand(whole).sum(d) if u.is_floating_point() else u.select(d, 0)
+            else:
+                kept.insert(0, a)
+        order = [a for a in k.out_labels if a in kept]
+        u = u.permute([kept.index(a) for a in order])
+        sizes = dict(zip(order, u.shape, strict=True))
+        return u.reshape([sizes.get(a, 1) for a in k.out_labels])
 
-    def constant(self, r: Relation, s: Source) -> Tensor:
+    def constant(self, r: Relation) -> Tensor:
         """κ of a relation at the new parameters."""
         total = torch.tensor(r.constant, dtype=torch.float64)
         for bias, gains in r.offsets:
+            for s in self.by_param.get(bias, []):
+                self._value(s)  # solved, if it is one of those
             b = self.new[bias.name].reshape(-1)
             total = total + (gain_product(gains, self.old) * b).sum()
         return total
 
+    def _value(self, s: Source) -> Tensor | None:
+        if s in self.pass_.solved and s not in self.values:
+            self.solve(s)
+        return self.values.get(s)
+
+    # -- solving -----------------------------------------------------------------------------------------------
+    def solve(self, s: Source) -> None:
+        """Give a source the value that makes everything else vanish where the source was solved."""
+        if s in self.values:
+            return
+        at, _ = self.pass_.solved[s]
+        path = self._path(s, at)
+        outer, self.path = self.path, set(path)
+        self.values[s] = None  # what the others bring, with this source standing still
+        self.solving.add(s)
+        total = self.shift(at)
+        self.solving.discard(s)
+        self.path = outer
+        if total is not None:
+            value = self._pull_back(s, path, -total)
+            self.values[s] = value
+            self.apply(s, value)
+
+    def _path(self, s: Source, at: c.Tensor) -> list[c.Tensor]:
+        """The tensors through which a source reaches the place where it is solved, that place first."""
+        path = [at]
+        while (k := self.makers[path[-1]]) is not s.at:
+            step = next((x for x in k.inputs if s in self.pass_.terms(x)), None)
+            if step is None:
+                break
+            path.append(step)
+        return path
+
+    def _pull_back(self, s: Source, path: list[c.Tensor], wanted: Tensor) -> Tensor:
+        """The source's value that shows as `wanted` where it is solved, behind sums, views and numbers."""
+        (e,) = s.entries
+        shape = s.shape
+        index = self._placed(s, e, torch.arange(prod(shape)).reshape(shape))
+        for t in reversed(path):
+            k = self.makers[t]
+            if isinstance(k, c.Add) and (k.y in path or (k is s.at and self.sources.bare(k.y) is e.tensor)):
+                wanted = wanted / k.alpha
+            elif isinstance(k, c.Mul):
+                wanted = wanted / self.value_of(k.y) ** k.power
+            elif isinstance(k, c.Reshape):
+                index = index.expand(k.x.shape).reshape(k.out.shape)
+            elif isinstance(k, (c.Permute, c.Expand)):
+                index = apply_view(k, index)
+        if e.kind == "relation":
+            assert e.relation is not None
+            wanted = wanted / self.constant(e.relation)
+        index, wanted = torch.broadcast_tensors(index, wanted)
+        flat = torch.zeros(prod(shape), dtype=wanted.dtype)
+        return flat.index_put((index.reshape(-1),), wanted.reshape(-1)).reshape(shape)
+
     # -- forward -----------------------------------------------------------------------------------------------
     def shift(self, t: c.Tensor) -> Tensor | None:
         """The shift of a tensor, with size one along dimensions where it is constant; None for none."""
-        if t in self.pass_.zero and not self._solving(t):
+        if t in self.path:
+            return self._through(self.makers[t])
+        if t in self.pass_.zero or t.role != "data":
             return None
-        if t.role != "data":
-            return None
-        k = self.makers[t]
-        return self._through(k)
+        if t not in self.known:
+            self.known[t] = self._through(self.makers[t])
+        return self.known[t]
 
-    def _solving(self, t: c.Tensor) -> bool:
-        return any(at is t and self.values.get(s, 0) is None for s, (at, _) in self.pass_.solved.items())
+    def _entered(self, k: c.Constraint, t: c.Tensor) -> Tensor | None:
+        """The sum of the sources that enter at a constraint."""
+        t = self.sources.bare(t)
+        found = self.sources.of(k, t)
+        assert k.out in self.path or not any(s in self.solving for s in found), "a shift that depends on itself"
+        return _sum([self.entering(s, s.entry(k, t)) for s in found])
 
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Tensor | None:
-        s = self.pass_.sources.get((k, self.pass_.bare(t)))
-        if s is not None and s.kind == "bias":
-            return self._value(s)
-        return self.shift(t)
-
-    def _value(self, s: Source) -> Tensor | None:
-        if s in self.pass_.dead:
-            return None
-        if s in self.values:
-            return self.values[s]
-        return self.solve(s) if s in self.pass_.solved else None
+        return self._entered(k, t) if self.sources.is_static(t) else self.shift(t)
 
     def _through(self, k: c.Constraint) -> Tensor | None:
         if isinstance(k, c.Add):
             x, y = self._operand(k, k.x), self._operand(k, k.y)
-            if y is not None and k.alpha != 1.0:
-                y = y * k.alpha
-            return x if y is None else (y if x is None else x + y)
+            return _sum([x, y if y is None else y * k.alpha])
         if isinstance(k, c.Concat):
             parts = [self._operand(k, x) for x in k.xs]
             if all(p is None for p in parts):
@@ -258,28 +285,29 @@ class _Run:
             ]
             return torch.cat(full, k.dim)
         if isinstance(k, c.Gather):
-            s = self.pass_.sources.get((k, k.table))
-            value = self._value(s) if s is not None else None
-            return None if s is None or value is None else self._placed(s, value)
+            return self._entered(k, k.table)
         if isinstance(k, c.Contract):
             return self._contract(k)
-        x = self.shift(k.x)  # type: ignore[attr-defined]
+        if not isinstance(k, (c.Reshape, c.Permute, c.Slice, c.Expand, c.Mul, c.Reduce, c.Spatial)):
+            return None
+        x = self.shift(k.x)
         if x is None:
             return None
         if isinstance(k, c.Reshape):
             return x.expand(k.x.shape).reshape(k.out.shape)
-        if isinstance(k, (c.Permute, c.Slice, c.Expand)):
-            return apply_view(k, x)
-        if isinstance(k, c.Mul) and self.pass_.is_static(k.y):
-            return x * self.value_of(k.y) ** k.power
+        if isinstance(k, c.Mul):
+            return x * self.value_of(k.y) ** k.power if self.sources.is_static(k.y) else None
         if isinstance(k, c.Reduce):
-            x = x.expand([n if i in k.dims else m for i, (n, m) in enumerate(zip(k.x.shape, x.shape, strict=True))])
+            if k.mode == "sum":
+                x = x * prod(
+                    n for d, (n, m) in enumerate(zip(k.x.shape, x.shape, strict=True)) if d in k.dims and m == 1
+                )
             return x.mean(k.dims, keepdim=True) if k.mode == "mean" else x.sum(k.dims, keepdim=True)
         if isinstance(k, c.Spatial):
             for d in k.dims:
                 x = x.narrow(d, 0, 1)
             return x
-        return None
+        return apply_view(k, x)
 
     def value_of(self, t: c.Tensor) -> Tensor:
         """The number that a static tensor holds."""
@@ -287,14 +315,16 @@ class _Run:
             assert t.fill is not None
             return torch.tensor(t.fill, dtype=torch.float64)
         leaf = param_of(self.makers, t)
+        if leaf.role == "const":
+            assert leaf.fill is not None
+            return torch.full(t.shape, leaf.fill, dtype=torch.float64)
         key = leaf.name if leaf.role == "param" else f"buffer:{leaf.name}"
         return viewed(self.makers, t, self.old[key].reshape(leaf.shape))
 
     def _contract(self, k: c.Contract) -> Tensor | None:
-        x, y, xl, yl = self.pass_.operands(k)
-        out: Tensor | None = None
-        if not self.pass_.is_static(y):
-            moved = self.shift(y) if self.pass_.averages(k) else None
+        x, y, xl, yl = self.sources.operands(k)
+        if not self.sources.is_static(y):
+            moved = self.shift(y) if self.sources.averages(k) else None
             if moved is None:
                 return None
             for d, a in enumerate(yl):
@@ -305,15 +335,8 @@ class _Run:
             sizes = dict(zip(keep, moved.shape, strict=False))
             return moved.reshape([sizes.get(a, 1) for a in k.out_labels])
         arriving = self.shift(x)
-        if arriving is not None:
-            out = self._linear(k, arriving, x, y, xl, yl)
-        s = self.pass_.sources.get((k, y))
-        if s is not None and s.kind == "relation" and s.relation and (s.relation.constant or s.relation.offsets):
-            value = self._value(s)
-            if value is not None:
-                extra = self._placed(s, value * self.constant(s.relation, s))
-                out = extra if out is None else out + extra
-        return out
+        linear = None if arriving is None else self._linear(k, arriving, x, y, xl, yl)
+        return _sum([linear, self._entered(k, y)])
 
     def _linear(
         self, k: c.Contract, shift: Tensor, x: c.Tensor, y: c.Tensor, xl: tuple[str, ...], yl: tuple[str, ...]
@@ -333,8 +356,9 @@ class _Run:
         return out.reshape([sizes.get(a, 1) for a in k.out_labels])
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    out = 1
-    for n in shape:
-        out *= n
+def _sum(parts: list[Tensor | None]) -> Tensor | None:
+    """The sum of those that are there."""
+    out = None
+    for part in parts:
+        out = part if out is None else out if part is None else out + part
     return out

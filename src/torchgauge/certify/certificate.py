@@ -23,6 +23,7 @@ class Certificate:
         nullity: dimension of the kernel of ∂outputs/∂parameters there; None when it was not measured.
         hidden: nullity − orbit_dimension; None when it was not measured.
         complete: hidden is zero, on a clear gap of the singular values.
+        undecided: why the measurement says neither that the list is complete nor that it is not; empty if it does.
         gap: log10 of the ratio of the singular values on both sides of the cut.
         dead_parameters: parameter entries that no input reads (rows never looked up, unused modules); counted in
             neither dimension.
@@ -68,6 +69,7 @@ class Certificate:
     seconds: float = 0.0
     twin: Certificate | None = None
     notes: tuple[str, ...] = ()
+    undecided: str = ""
 
     @property
     def holds(self) -> bool:
@@ -93,19 +95,25 @@ class Certificate:
         where = "on its small twin" if self.twin is not None else "at generic parameters"
         own = "" if self.own_defect is None else f", {self.own_defect:.1e} at the model's own parameters"
         defects = f"{self.defect:.1e} in float64, {self.large_defect:.1e} under large moves{own}"
-        lines = [f"sound      {_yes(self.sound)}   relative defect {defects}"]
+        lines = [f"sound      {_yes(self.sound)}  relative defect {defects}"]
         if self.nullity is None:
-            lines.append("complete   not measured")
+            lines.append(f"complete   open  {self.undecided}")
         else:
+            answer = "open" if self.undecided else _yes(self.complete)
             lines.append(
-                f"complete   {_yes(self.complete)}   nullity {self.nullity} = orbit {self.orbit_dimension} + hidden "
+                f"complete   {answer}  nullity {self.nullity} = orbit {self.orbit_dimension} + hidden "
                 f"{self.hidden}, {where}; singular values part by 10^{self.gap:.1f}"
             )
+            if self.undecided:
+                lines.append(f"           not decided: {self.undecided}")
         if self.hidden_in:
-            lines.append("hidden in  " + ", ".join(f"{name} ({share:.0%})" for name, share in self.hidden_in))
+            shares = [f"{name} ({share:.0%})" for name, share in self.hidden_in]
+            lines.append("hidden in  " + ", ".join(shares[:4]) + (", …" if len(shares) > 4 else ""))
         if self.approximate:
-            names = ", ".join(self.approximate[:3]) + (", …" if len(self.approximate) > 3 else "")
-            lines.append(f"ε-only     {self.approximate_dimension} more, approximate and not counted: {names}")
+            lines.append(
+                f"ε-only     {self.approximate_dimension} more, approximate and not counted, in "
+                f"{len(self.approximate)} factor{'s' * (len(self.approximate) > 1)} (`inspect` marks them ≈)"
+            )
         if self.dead_parameters:
             lines.append(f"dead       {self.dead_parameters} parameter entries are read by no input; not counted")
         lines.append(f"observed   {', '.join(self.observed) or 'nothing'}")
@@ -117,4 +125,4 @@ class Certificate:
 
 
 def _yes(value: bool) -> str:
-    return "yes" if value else "NO "
+    return "yes " if value else "NO  "

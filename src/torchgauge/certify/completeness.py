@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchgauge.certify.rank import Kernel, RowSpace, column_scales, kernel, kernel_basis, span, svd
@@ -18,6 +19,11 @@ ROWS_PER_INPUT = 64
 DEAD = 1e-12
 # a direction that moves the outputs by less than this, relative to a generic one, is in the kernel
 STILL = 1e-7
+# hidden directions at two points are at the same places if the cosine between the places is at least this: about 0.6
+# for directions with random coefficients, and zero where it is another unit that sleeps
+SAME = 0.3
+# so many inputs in a row, and so many seconds, are looked at for one that sees a hidden direction
+PATIENCE, HUNT = 48, 60.0
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,12 @@ class Completeness:
         approximate_dimension: what the ε-generators would add to the rank.
         tangent_defect: worst relative derivative along an exact generator.
         hidden_in: parameters touched by hidden directions, with their share.
-        growing: the nullity still fell when the last inputs came.
+        few: further inputs would have made the nullity smaller.
         samples: inputs used.
         rows: rows used.
         notes: remarks.
+        places: how much the hidden directions move each parameter entry, [P], a vector of length one; None where
+            there are none.
     """
 
     orbit_dimension: int
@@ -47,10 +55,21 @@ class Completeness:
     approximate_dimension: int
     tangent_defect: float
     hidden_in: tuple[tuple[str, float], ...]
-    growing: bool
+    few: bool
     samples: int
     rows: int
     notes: tuple[str, ...] = ()
+    places: Tensor | None = None
+
+    def agrees(self, other: Completeness) -> bool:
+        """Whether the hidden directions are as many as at another point, and at the same places."""
+        if self.places is None or other.places is None or self.hidden != other.hidden:
+            return False
+        return float(self.places @ other.places) >= SAME
+
+    @property
+    def hidden(self) -> int:
+        return self.nullity - self.orbit_dimension
 
 
 @dataclass
@@ -68,6 +87,7 @@ class _Probe:
         while taken < inputs if inputs is not None else self.space.rows < goal:
             self.space.add(self.fresh())
             taken += 1
+            self.subject.tell(f"differentiating the outputs: {min(self.space.rows, goal):,} of {goal:,} rows")
 
     def fresh(self) -> Tensor:
         evaluate, rows = self.subject.sample_rows(ROWS_PER_INPUT)
@@ -77,7 +97,7 @@ class _Probe:
 
 @dataclass(frozen=True)
 class _Found:
-    """One measurement: masks over the P parameter entries, counts and bases in scaled live coordinates."""
+    """One measurement: masks over the P parameter entries, counts, bases, and the generators that are in the kernel."""
 
     nullity: int
     kernel: Kernel
@@ -85,6 +105,7 @@ class _Found:
     dead: Tensor
     scales: Tensor
     exact: Tensor
+    known: Tensor
     hidden: int
     soft: int
 
@@ -92,7 +113,7 @@ class _Found:
 def measure(
     subject: Subject,
     exact: Sequence[State],
-    approximate: Sequence[State],
+    soft: Sequence[State],
     *,
     samples: int | None = None,
     rounds: int = 6,
@@ -107,37 +128,38 @@ def measure(
     Args:
         subject: the model.
         exact: exact generators at `subject.generic`.
-        approximate: ε-generators there.
+        soft: generators there that are exact as every ε vanishes; exact ones among them do no harm.
         samples: a fixed number of inputs; adaptive when None.
         rounds: how often inputs are added while the nullity still falls.
         seconds: time after which no more inputs are added.
     """
-    start = time.monotonic()
+    deadline = time.monotonic() + seconds
     count = subject.parameters
     probe = _Probe(subject, subject.generic, RowSpace(count), [])
     flat = _matrix(subject, exact)
-    soft = _matrix(subject, approximate)
+    limit = _matrix(subject, soft)
     notes: list[str] = []
     probe.draw(samples, 2 * count + 16)
-    found = _compare(probe, flat, soft)
-    growing, excess = False, None
-    for attempt in range(rounds):
+    found = _compare(probe, flat, limit)
+    few, excess = False, None
+    for _ in range(rounds):
         if found.hidden <= 0:
             break
-        excess = _excess(probe, found, flat)
-        growing = _still_growing(probe, excess, samples)
-        if not growing or samples is not None or time.monotonic() - start > seconds:
+        excess = _excess(probe, found)
+        few = _hunt(probe, excess, keep=samples is None, deadline=deadline)
+        if not few or samples is not None or time.monotonic() > deadline:
             break
-        probe.draw(None, count if attempt else 2 * count)
-        found, excess = _compare(probe, flat, soft), None
-    else:
-        growing = growing and found.hidden > 0
-    if found.hidden <= 0:
-        growing = False
-    if probe.space.rows < count:
-        notes.append(f"inputs were too few: {probe.space.rows} rows for {count} parameters; raise `samples`")
-    elif growing:
-        notes.append("inputs were too few: the rank still grew with the last ones; raise `samples`")
+        found, excess = _compare(probe, flat, limit), None
+    if found.hidden > 0 and probe.space.rows < count:
+        few = True
+        each = max(1, probe.space.rows // max(1, len(probe.seen)))
+        notes.append(
+            f"inputs were too few: {len(probe.seen)} gave {probe.space.rows} rows for {count} parameters; "
+            f"take {2 * count // each + 1}, or samples=None for as many as are needed"
+        )
+    elif few and found.hidden > 0:
+        remedy = "take samples=None" if samples is not None else "give an example of more rows"
+        notes.append(f"inputs were too few: further ones still saw what the {len(probe.seen)} did not; {remedy}")
     if not subject.draws.varied:
         notes.append("no input could be varied: every row comes from the example")
     uncovered = _uncovered_zeros(found, flat)
@@ -147,10 +169,12 @@ def measure(
         notes.append(f"{found.soft} ε-directions are below rounding here and were taken off the nullity")
     tangent_defect = _tangent_defect(probe, found, flat)
     hidden_in: tuple[tuple[str, float], ...] = ()
+    places = None
     if found.hidden > 0:
-        hidden_in = _shares(subject, _excess(probe, found, flat) if excess is None else excess, found)
+        energy = _energy(_excess(probe, found) if excess is None else excess, found)
+        hidden_in, places = _shares(subject, energy), F.normalize(energy.sqrt(), dim=0)
     exact_rank = found.exact.shape[1]
-    both = span(torch.cat([flat, soft], dim=1)[~found.dead]).shape[1] if soft.shape[1] else exact_rank
+    both = span(torch.cat([flat, limit], dim=1)[~found.dead]).shape[1] if limit.shape[1] else exact_rank
     return Completeness(
         orbit_dimension=exact_rank,
         nullity=found.nullity,
@@ -160,10 +184,11 @@ def measure(
         approximate_dimension=both - exact_rank,
         tangent_defect=tangent_defect,
         hidden_in=hidden_in,
-        growing=growing,
+        few=few and found.hidden > 0,
         samples=len(probe.seen),
         rows=probe.space.rows,
         notes=tuple(notes),
+        places=places,
     )
 
 
@@ -177,6 +202,7 @@ def _matrix(subject: Subject, tangents: Sequence[State]) -> Tensor:
 
 
 def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
+    probe.subject.tell(f"factoring the Jacobian, {probe.space.rows:,} × {probe.space.columns:,}")
     triangle = probe.space.triangle
     norms = triangle.norm(dim=0)
     zero = norms <= DEAD * float(norms.max())
@@ -186,17 +212,18 @@ def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
     small = kernel(triangle[:, live] * scales)
     exact = span(flat[~dead])
     nullity = small.dimension + int((zero & ~dead).sum())
-    explained = 0
+    explained, known = 0, flat
     if soft.shape[1] and nullity > exact.shape[1]:
         # an ε far below rounding makes its soft direction a null one: it is neither hidden nor exact
         unscaled = triangle[:, ~dead]
         still = unscaled @ soft[~dead]
         size = (unscaled.norm(dim=0)[:, None] * soft[~dead]).norm(dim=0)
-        null = soft[~dead][:, still.norm(dim=0) <= STILL * size.clamp_min(1e-300)]
-        explained = span(torch.cat([exact, null], dim=1)).shape[1] - exact.shape[1]
+        null = soft[:, still.norm(dim=0) <= STILL * size.clamp_min(1e-300)]
+        known = torch.cat([flat, null], dim=1)
+        explained = span(known[~dead]).shape[1] - exact.shape[1]
         explained = min(explained, nullity - exact.shape[1])
     nullity -= explained
-    return _Found(nullity, small, zero, dead, scales, exact, nullity - exact.shape[1], explained)
+    return _Found(nullity, small, zero, dead, scales, exact, known, nullity - exact.shape[1], explained)
 
 
 def _dead(probe: _Probe, zero: Tensor) -> Tensor:
@@ -240,46 +267,67 @@ def _dead(probe: _Probe, zero: Tensor) -> Tensor:
     return dead
 
 
-def _excess(probe: _Probe, found: _Found, flat: Tensor) -> Tensor:
+def _excess(probe: _Probe, found: _Found) -> Tensor:
     """An orthonormal basis, [P, hidden], of kernel directions that are independent of the generators.
 
     Orthogonality is in coordinates where every column of the Jacobian has about size one.
     """
     live, kept = ~found.zero, ~found.dead
     zeros, small = (found.zero & kept).nonzero().flatten(), found.kernel.dimension
-    null = torch.zeros(flat.shape[0], small + len(zeros), dtype=torch.float64)
+    null = torch.zeros(len(live), small + len(zeros), dtype=torch.float64)
     null[live, :small] = kernel_basis(probe.space.triangle[:, live] * found.scales, found.kernel)
     null[zeros, small + torch.arange(len(zeros))] = 1.0
-    weights = torch.ones(flat.shape[0], dtype=torch.float64)
+    weights = torch.ones(len(live), dtype=torch.float64)
     weights[live] = 1.0 / found.scales
-    known = span(flat[kept] * weights[kept, None])
+    known = span(found.known[kept] * weights[kept, None])
     null = null[kept]
     null = null - known @ (known.T @ null)
     left, _ = svd(null)
-    out = torch.zeros(flat.shape[0], min(found.hidden, left.shape[1]), dtype=torch.float64)
+    out = torch.zeros(len(live), min(found.hidden, left.shape[1]), dtype=torch.float64)
     out[kept] = left[:, : out.shape[1]]
     # back to parameters
     return out / weights[:, None]
 
 
-def _still_growing(probe: _Probe, excess: Tensor, samples: int | None) -> bool:
-    """Whether rows from fresh inputs see a direction that the rows so far did not."""
-    if excess.shape[1] == 0:
-        return False
+def _hunt(probe: _Probe, excess: Tensor, *, keep: bool, deadline: float) -> bool:
+    """Looks for inputs that see a direction which the rows so far did not; whether there were any.
+
+    One forward-mode product shows whether an input sees anything of a random combination of the directions, for a
+    small part of the cost of its rows. Only outputs that do give rows.
+
+    Args:
+        probe: the evidence so far.
+        excess: [P, hidden], directions that no row so far sees.
+        keep: whether to add the rows to the evidence, and to look on.
+        deadline: when to stop.
+    """
+    subject, sighted, idle, start = probe.subject, False, 0, time.monotonic()
+    subject.tell(f"looking for inputs that see {excess.shape[1]} hidden directions")
     norms = probe.space.triangle.norm(dim=0) / max(probe.space.rows, 1) ** 0.5
-    size = float((norms[:, None] * excess).norm(dim=0).max())
-    rows = 0
-    inputs = max(8, len(probe.seen) // 2) if samples is None else max(4, samples // 2)
-    for _ in range(inputs):
-        block = probe.fresh()
-        if samples is None:
-            probe.space.add(block)
-        rows += block.shape[0]
-        if float((block @ excess).abs().max()) > 1e-6 * max(size, 1e-30):
-            return True
-        if rows > 2 * probe.space.columns and samples is not None:
+    # directions of the size of one: a generic one would move an output by about so much
+    unseen = excess / (norms[:, None] * excess).norm(dim=0).clamp_min(1e-3 * float(norms.max()) + 1e-300)
+    patience = max(PATIENCE, len(probe.seen) // 2)
+    while unseen.shape[1] and idle < patience and time.monotonic() < min(deadline, start + HUNT):
+        evaluate = subject.sample()
+        mixed = unseen @ torch.randn(unseen.shape[1], generator=subject.generator, dtype=torch.float64)
+        moved = subject.push(evaluate, probe.state, subject.unflatten(mixed), scaled=True).cpu()
+        hits = (moved.abs() > STILL).nonzero().flatten()
+        idle += 1
+        if not len(hits):
+            continue
+        hits = hits[torch.randperm(len(hits), generator=subject.generator)[:ROWS_PER_INPUT]]
+        rows = subject.rows(evaluate, probe.state, len(hits), chosen=hits)
+        left, values = svd((rows @ unseen).T)
+        rank = int((values > STILL).sum())
+        if rank == 0:
+            continue
+        sighted, idle = True, 0
+        if not keep:
             break
-    return False
+        probe.seen.append(evaluate)
+        probe.space.add(rows)
+        unseen = unseen @ torch.linalg.qr(left[:, :rank], mode="complete").Q[:, rank:]
+    return sighted
 
 
 def _uncovered_zeros(found: _Found, flat: Tensor) -> int:
@@ -305,11 +353,15 @@ def _tangent_defect(probe: _Probe, found: _Found, flat: Tensor) -> float:
     return float((along / parts.clamp_min(1e-3 * typical)).max())
 
 
-def _shares(subject: Subject, excess: Tensor, found: _Found) -> tuple[tuple[str, float], ...]:
-    """Parameters that the hidden directions touch, with the share of their weight, largest first."""
+def _energy(excess: Tensor, found: _Found) -> Tensor:
+    """How much directions [P, n] move each entry, where a step counts by what it would do to the outputs, [P]."""
     weights = torch.ones(excess.shape[0], dtype=torch.float64)
     weights[~found.zero] = 1.0 / found.scales
-    energy = (excess * weights[:, None]).pow(2).sum(dim=1)
+    return (excess * weights[:, None]).square().sum(dim=1)
+
+
+def _shares(subject: Subject, energy: Tensor) -> tuple[tuple[str, float], ...]:
+    """Parameters that the hidden directions touch, with the share of their weight, largest first."""
     total = float(energy.sum())
     shares, offset = [], 0
     for name in subject.names:

@@ -8,48 +8,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from torchgauge.certify.kinks import Kinks, base_name
 
 # inputs small and large in turn: ReLU6 looks like ReLU below six, and a unit that is always on looks linear
 _SCALES = (1.0, 2.0, 0.5, 4.0)
-
-
 _INTEGERS = (torch.int64, torch.int32)
 
-# functions with a kink: on either side of it the network is another one
-_KINKS = (
-    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "threshold", "threshold_", "hardtanh",
-    "hardtanh_", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "abs", "clamp", "clip", "clamp_min",
-    "clamp_max", "maximum", "minimum", "max", "amax", "max_pool1d", "max_pool2d", "max_pool3d", "topk", "sort", "celu",
-    "elu", "selu", "adaptive_max_pool2d",
-)  # fmt: skip
 
-
-class _Watch(TorchFunctionMode):
-    """Notes which integer tensors pick rows of a table, of how many rows, and whether a function with a kink ran."""
+class _Watch(Kinks):
+    """Notes which integer tensors pick rows of a table, and of how many rows, beside functions with a kink."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[Tensor, int]] = []
-        self.kinks = False
 
-    def _note(self, index: Any, table: Any) -> None:
+    def note(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        super().note(func, args, kwargs)
+        name = base_name(func)
+        if func is torch.nn.functional.embedding or func is torch.nn.functional.embedding_bag:
+            self._pair(args[0] if args else kwargs.get("input"), args[1] if len(args) > 1 else kwargs.get("weight"))
+        elif name in ("embedding", "embedding_bag", "getitem") and len(args) > 1:
+            self._pair(args[1], args[0])
+        elif name == "index" and len(args) > 1 and isinstance(args[1], (tuple, list)) and args[1]:
+            self._pair(args[1][0], args[0])
+        elif name == "index_select" and len(args) > 2 and args[1] == 0:
+            self._pair(args[2], args[0])
+
+    def _pair(self, index: Any, table: Any) -> None:
         if isinstance(index, Tensor) and isinstance(table, Tensor) and index.dtype in _INTEGERS and table.ndim > 0:
             self.found.append((index, int(table.shape[0])))
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in _KINKS or name.startswith("_max_pool"):
-            self.kinks = True
-        if func is torch.nn.functional.embedding or func is torch.nn.functional.embedding_bag:
-            self._note(args[0] if args else kwargs.get("input"), args[1] if len(args) > 1 else kwargs.get("weight"))
-        elif len(args) > 1 and (func is torch.embedding or func is Tensor.__getitem__):
-            self._note(args[1], args[0])
-        elif func in (torch.index_select, Tensor.index_select) and len(args) > 2 and args[1] == 0:
-            self._note(args[2], args[0])
-        return func(*args, **kwargs)
 
 
 @dataclass
@@ -92,7 +81,7 @@ class Draws:
         with torch.no_grad(), watch:
             run(*self.example)
         self._slots = [_slot(name, value, watch.found) for name, value in values]
-        self.kinks = watch.kinks
+        self.kinks = watch.met
         self.varied = any(s.kind in ("normal", "identifier") for s in self._slots)
 
     def next(self) -> tuple[tuple, dict]:

@@ -140,7 +140,6 @@ def push_generators(
         most: all generators up to so many; above, so many of them, of as many families as there is time for.
         seconds: time after which it stops.
     """
-    approximate = {factor.name for factor in group.factors if not factor.exact}
     state, evaluate = subject.generic, subject.sample()
     total = int(group.tangent_count)
     order = _spread(group, total, generator) if total > most else list(range(total))
@@ -149,8 +148,6 @@ def push_generators(
         if checked >= most or time.monotonic() - start > seconds:
             break
         name, tangent = _named(group.tangent(state, i))
-        if name in approximate:
-            continue
         tangent = {k: v for k, v in tangent.items() if k in subject.names and bool(v.any())}
         if not tangent:
             continue

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchgauge import numerics
@@ -16,6 +17,7 @@ from torchgauge.errors import InputError
 
 State = dict[str, Tensor]
 Evaluate = Callable[[Mapping[str, Tensor]], list[Tensor]]
+Tell = Callable[[str], None]
 
 
 class Subject:
@@ -26,13 +28,20 @@ class Subject:
         args: example positional arguments.
         kwargs: example keyword arguments.
         generator: source of inputs.
+        tell: is told what is being done, for whoever waits.
     """
 
     def __init__(
-        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], generator: torch.Generator
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        generator: torch.Generator,
+        tell: Tell | None = None,
     ) -> None:
         self.model = model
         self.generator = generator
+        self.tell: Tell = tell or (lambda text: None)
         own = state_of(model)
         self.ties = own.ties
         self._state: State = {**own.params, **own.buffers}
@@ -105,29 +114,39 @@ class Subject:
     def at(self, args: tuple, kwargs: dict) -> Evaluate:
         return numerics.evaluator(self.model, args, kwargs)
 
-    def rows(self, evaluate: Evaluate, state: State, at_most: int) -> Tensor:
-        """Rows of ∂outputs/∂parameters: all of them, or `at_most` random combinations, [n, P]."""
+    def rows(self, evaluate: Evaluate, state: State, at_most: int, chosen: Tensor | None = None) -> Tensor:
+        """Rows of ∂outputs/∂parameters: all of them, or `at_most` random combinations, or those chosen, [n, P].
+
+        Args:
+            evaluate: the model at some input.
+            state: where to differentiate.
+            at_most: how many rows, where none are chosen.
+            chosen: entries of all outputs in one vector, as `push` numbers them.
+        """
         leaves = {name: state[name].detach().clone().requires_grad_() for name in self.names}
-        y = _flat(evaluate(self._with(state, leaves)), scaled=True)
+        y = _flat(evaluate(self.with_leaves(state, leaves)), scaled=True)
         if not y.requires_grad:
             return torch.zeros(1, self.parameters, dtype=torch.float64)
-        if y.numel() <= at_most:
+        if chosen is not None:
+            cotangents = F.one_hot(chosen.cpu(), y.numel()).to(torch.float64)
+        elif y.numel() <= at_most:
             cotangents = torch.eye(y.numel(), dtype=torch.float64)
         else:
             cotangents = torch.randn(at_most, y.numel(), generator=self.generator, dtype=torch.float64)
             cotangents /= y.numel() ** 0.5
+        cotangents = cotangents.to(y.device)
         # bounded memory: a chunk of rows is held as whole gradients
         chunk = max(1, int(2e8 / (8 * max(self.parameters, 1))))
         parts = [_pull(y, list(leaves.values()), part) for part in cotangents.split(chunk)]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
-    def push(self, evaluate: Evaluate, state: State, tangent: Mapping[str, Tensor]) -> Tensor:
-        """The derivative of the outputs along a direction of the parameters, flat."""
+    def push(self, evaluate: Evaluate, state: State, tangent: Mapping[str, Tensor], *, scaled: bool = False) -> Tensor:
+        """The derivative of the outputs along a direction of the parameters, flat; scaled as in `rows`, if asked."""
         moved = {name: tangent[name].to(torch.float64) for name in self.names if name in tangent}
         base = {name: state[name].to(torch.float64) for name in moved}
 
         def f(leaves: State) -> Tensor:
-            return _flat(evaluate(self._with(state, leaves)))
+            return _flat(evaluate(self.with_leaves(state, leaves)), scaled)
 
         try:
             return torch.func.jvp(f, (base,), (moved,))[1].detach()
@@ -148,7 +167,17 @@ class Subject:
         ]
         return torch.cat([p.reshape(-1) for p in parts])
 
-    def _with(self, state: State, leaves: Mapping[str, Tensor]) -> State:
+    def unflatten(self, vector: Tensor) -> State:
+        """A direction of the parameters from one vector, [P]."""
+        out, offset = {}, 0
+        for name in self.names:
+            like = self._state[name]
+            out[name] = vector[offset : offset + like.numel()].reshape(like.shape).to(like.device)
+            offset += like.numel()
+        return out
+
+    def with_leaves(self, state: State, leaves: Mapping[str, Tensor]) -> State:
+        """The state with other tensors for some canonical names."""
         return {name: leaves.get(name, value) for name, value in state.items() if name not in self.ties}
 
 

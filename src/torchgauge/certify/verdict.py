@@ -14,7 +14,7 @@ from torchgauge.certify.certificate import Certificate
 from torchgauge.certify.completeness import Completeness, measure
 from torchgauge.certify.points import balanced
 from torchgauge.certify.soundness import Soundness, move, push_generators
-from torchgauge.certify.subject import Subject, visible_epsilon, without_dropout
+from torchgauge.certify.subject import Subject, Tell, visible_epsilon, without_dropout
 from torchgauge.certify.twin import has_config, twin_of
 from torchgauge.errors import InputError, TorchGaugeError
 from torchgauge.gauge import GaugeGroup
@@ -24,8 +24,10 @@ Twin = tuple[nn.Module, Sequence[Any], Mapping[str, Any]]
 
 # up to so many parameters the Jacobian is factored exactly
 EXACT = 6000
-# generic points at which the nullity is measured, at most
-POINTS = 6
+# generic points at which the nullity of a network with kinks is measured, at most, and for how long
+POINTS, SECONDS = 8, 90.0
+# so many points with the same smallest count of hidden directions show that it is the architecture's
+AGREEING = 3
 # an exact generator moves the outputs by less than this, relative to a random direction of its size
 STILL = 1e-7
 # decades between the singular values on both sides of the cut, below which the count is not trusted
@@ -41,6 +43,7 @@ def certify(
     samples: int | None = None,
     twin: Twin | None = None,
     seed: int = 0,
+    tell: Tell | None = None,
 ) -> Certificate:
     """Certifies that the gauge group of a model is right, and that nothing is missing (theory section 2).
 
@@ -58,6 +61,7 @@ def certify(
         twin: (module, args, kwargs), the same code with small widths. For a Hugging Face model it is built from the
             configuration.
         seed: of parameters, inputs and elements.
+        tell: is told in words what is being done, for whoever waits.
 
     Returns:
         The certificate; a group that is wrong or not complete is no error.
@@ -71,7 +75,7 @@ def certify(
     group = group if group is not None else infer(model, tuple(args), dict(kwargs or {}))
     generator = torch.Generator().manual_seed(seed)
     with without_dropout(model) as dropped:
-        subject = Subject(model, args, kwargs or {}, generator)
+        subject = Subject(model, args, kwargs or {}, generator, tell)
         small = not subject.meta and twin is None and subject.parameters <= EXACT
         if small:
             certificate = _on_model(subject, group, generator, samples)
@@ -84,67 +88,83 @@ def certify(
 
 
 def _on_model(subject: Subject, group: GaugeGroup, generator: torch.Generator, samples: int | None) -> Certificate:
+    subject.tell("moving the parameters by random elements")
     moved = move(subject, group, generator)
-    soft_names = set(_approximate(group))
-    best: Completeness | None = None
-    tried: list[int] = []
-    start = time.monotonic()
-    # a network with kinks has open sets of parameters where the kernel is larger (dead units): the group is complete
-    # where it is the kernel at some point, for the kernel is smallest on an open set
-    for _ in range(POINTS if subject.draws.kinks else 1):
-        if subject.draws.kinks:
-            subject.renew()
-            subject.renew(balanced(subject, generator))
-        tangents = list(group.tangents(subject.generic))
-        exact = [t for name, t in tangents if name not in soft_names]
-        approximate = [t for name, t in tangents if name in soft_names]
-        with visible_epsilon(subject.model):
-            measured = measure(subject, exact, approximate, samples=samples)
-        hidden = measured.nullity - measured.orbit_dimension
-        tried.append(hidden)
-        if best is None or hidden < best.nullity - best.orbit_dimension:
-            best = measured
-        if hidden <= 0 or time.monotonic() - start > 30:
-            break
-    assert best is not None
-    certificate = _assemble(subject, group, moved, best)
-    if max(tried) > min(tried):
-        counts = ", ".join(str(n) for n in tried)
-        note = f"hidden directions at {len(tried)} generic points: {counts}; more where units are dead or always on"
-        certificate = replace(certificate, notes=(*certificate.notes, note))
-    return certificate
-
-
-def _assemble(subject: Subject, group: GaugeGroup, moved: Soundness, measured: Completeness) -> Certificate:
-    notes = [*moved.notes, *measured.notes]
-    hidden = measured.nullity - measured.orbit_dimension
+    best, points = _smallest_kernel(subject, group, generator, samples)
+    hidden, tried = best.hidden, [measured.hidden for measured in points]
+    notes = [*moved.notes, *best.notes]
+    undecided = ""
     if hidden < 0:
         notes.append("more generators than kernel directions: the group is too large")
-    if 0 <= measured.gap < CLEAR:
-        notes.append("the singular values part by too little: the count is not certain")
+    elif best.gap < CLEAR:
+        undecided = "the singular values part by too little"
+    elif best.few:
+        undecided = "inputs were too few"
+    elif hidden > 0 and subject.draws.kinks and not _agree(best, points):
+        undecided = (
+            f"units were dead, always on, or never on together at each of {len(tried)} points; a twin of smaller "
+            "width may decide"
+        )
+    if len(set(tried)) > 1:
+        counts = ", ".join(str(n) for n in tried)
+        notes.append(
+            f"hidden directions at {len(tried)} generic points: {counts}; the smallest counts, "
+            "more come from units that are dead, always on, or never on together"
+        )
     return Certificate(
         defect=moved.defect,
-        sound=moved.sound and measured.tangent_defect <= STILL,
-        orbit_dimension=measured.orbit_dimension,
-        nullity=measured.nullity,
+        sound=moved.sound and best.tangent_defect <= STILL,
+        orbit_dimension=best.orbit_dimension,
+        nullity=best.nullity,
         hidden=hidden,
-        complete=hidden == 0 and measured.gap >= CLEAR,
-        gap=measured.gap,
-        dead_parameters=measured.dead,
+        complete=hidden == 0 and not undecided,
+        undecided=undecided,
+        gap=best.gap,
+        dead_parameters=best.dead,
         approximate=_approximate(group),
-        approximate_dimension=measured.approximate_dimension or sum(f.dimension for f in group.factors if not f.exact),
+        approximate_dimension=best.approximate_dimension,
         tolerance=moved.tolerance,
         large_defect=moved.large,
         own_defect=moved.own,
-        tangent_defect=measured.tangent_defect,
-        hidden_in=measured.hidden_in,
+        tangent_defect=best.tangent_defect,
+        hidden_in=best.hidden_in,
         observed=tuple(group.observed),
         parameters=subject.parameters,
-        samples=measured.samples,
-        rows=measured.rows,
+        samples=best.samples,
+        rows=best.rows,
         generators=int(group.tangent_count),
         notes=tuple(notes),
     )
+
+
+def _smallest_kernel(
+    subject: Subject, group: GaugeGroup, generator: torch.Generator, samples: int | None
+) -> tuple[Completeness, list[Completeness]]:
+    """The measurement at the point with the fewest hidden directions, and those at all points.
+
+    A network with kinks has open sets of parameters where the kernel is larger. The group is complete if it is the
+    kernel at some point, since the kernel is smallest on an open set.
+    """
+    points: list[Completeness] = []
+    start = time.monotonic()
+    while True:
+        if subject.draws.kinks:
+            subject.tell(f"balancing the units, point {len(points) + 1}")
+            subject.renew()
+            subject.renew(balanced(subject, generator))
+        exact = [t for _, t in group.tangents(subject.generic)]
+        soft = [t for _, t in group.limit().tangents(subject.generic)] if _approximate(group) else []
+        with visible_epsilon(subject.model):
+            points.append(measure(subject, exact, soft, samples=samples))
+        best = min(points, key=lambda measured: measured.hidden)
+        done = best.hidden <= 0 or not subject.draws.kinks or _agree(best, points)
+        if done or len(points) >= POINTS or time.monotonic() - start > SECONDS:
+            return best, points
+
+
+def _agree(best: Completeness, points: list[Completeness]) -> bool:
+    """Whether so many points have the same hidden directions that they are the architecture's."""
+    return sum(best.agrees(other) for other in points) >= AGREEING
 
 
 def _on_twin(
@@ -157,34 +177,40 @@ def _on_twin(
 ) -> Certificate:
     notes: list[str] = []
     other: Certificate | None = None
+    undecided = ""
     try:
         if twin is None and not has_config(subject.model):
-            notes.append(
-                f"{subject.parameters} parameters are too many for an exact nullity: give twin=(module, args, kwargs), "
-                "the same code with small widths"
+            undecided = (
+                f"{subject.parameters:,} parameters, and the nullity is measured up to {EXACT:,}: give a twin, "
+                "the same code with small widths (twin=, --twin)"
             )
         else:
             module, args, kwargs = twin if twin is not None else twin_of(subject.model)
             twin_group = infer(module, tuple(args), dict(kwargs))
             with without_dropout(module):
-                twin_subject = Subject(module, args, kwargs, torch.Generator().manual_seed(seed))
+                draw = torch.Generator().manual_seed(seed)
+                twin_subject = Subject(module, args, kwargs, draw, lambda text: subject.tell(f"twin: {text}"))
                 if twin_subject.parameters > EXACT:
                     raise InputError(
                         f"the twin has {twin_subject.parameters} parameters, {EXACT} are the most",
                         remedy="Give a twin of smaller widths.",
                     )
-                other = _on_model(twin_subject, twin_group, twin_subject.generator, samples)
-            notes += _unlike(group, twin_group)
+                other = _on_model(twin_subject, twin_group, draw, samples)
+            unlike = _unlike(group, twin_group)
+            notes += unlike
+            undecided = other.undecided or ("the twin has other kinds of factors" if unlike else "")
     except TorchGaugeError as error:
         if twin is not None:
             raise
-        notes.append(f"no twin: {error.what}")
+        undecided = f"no twin: {error.what}"
     if subject.meta:
         notes.append("the model has no weights (meta device): soundness is the twin's")
         moved = _soundness_of(other)
         pushes = None
     else:
+        subject.tell("moving the parameters by random elements")
         moved = move(subject, group, generator, inputs=2, elements=1)
+        subject.tell("checking the generators on the model")
         pushes = push_generators(subject, group, generator)
         if pushes.checked < pushes.total:
             notes.append(f"{pushes.checked} of {pushes.total} generators checked on the model")
@@ -197,7 +223,8 @@ def _on_twin(
         orbit_dimension=other.orbit_dimension if other else -1,
         nullity=other.nullity if other else None,
         hidden=other.hidden if other else None,
-        complete=bool(other and other.complete),
+        complete=bool(other and other.complete and not undecided),
+        undecided=undecided,
         gap=other.gap if other else float("nan"),
         dead_parameters=other.dead_parameters if other else 0,
         approximate=_approximate(group),
@@ -228,7 +255,7 @@ def _unlike(group: GaugeGroup, twin: GaugeGroup) -> list[str]:
     ours, theirs = ({(f.kind, f.exact) for f in g.factors} for g in (group, twin))
     notes = []
     if missing := sorted({kind for kind, _ in ours - theirs}):
-        notes.append(f"the twin has no factor of kind {', '.join(missing)}: it speaks for the model only in part")
+        notes.append(f"the twin has no factor of kind {', '.join(missing)}, as the model has")
     if extra := sorted({kind for kind, _ in theirs - ours}):
         notes.append(f"the twin has factors of kind {', '.join(extra)} that the model has not")
     return notes

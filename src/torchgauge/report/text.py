@@ -71,7 +71,7 @@ def _rigid_table(view: InspectView) -> RenderableType:
     table.add_column("why, and where", overflow="fold", ratio=1)
     for row in view.rigid[:RIGID]:
         times = f" ×{row.count}" if row.count > 1 else ""
-        style = "bold red" if row.reason.startswith("no rule") else ""
+        style = "bold red" if "no rule" in row.reason else ""
         more = f" and {len(row.sources) - 1} more" if len(row.sources) > 1 else ""
         why = Text.assemble(row.reason, ("\n" + row.sources[0] + more if row.sources else "", "dim"))
         table.add_row(_short(row.space) + times, why, style=style)
@@ -95,6 +95,8 @@ def render_certify(view: CertifyView) -> RenderableType:
     """The certificate and its verdict in one line."""
     if view.certificate.holds:
         verdict = ("HOLDS: every element leaves the outputs alone, and no direction is missing", "bold green")
+    elif view.certificate.sound and view.certificate.undecided:
+        verdict = ("NOT DECIDED: the elements are right; whether they are all is open", "bold yellow")
     elif view.certificate.sound:
         verdict = ("NOT COMPLETE: the elements are right, but they are not shown to be all", "bold yellow")
     else:

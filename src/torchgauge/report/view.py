@@ -153,11 +153,16 @@ def _row(members: Sequence[Factor]) -> Row:
 
 
 def _rigid(rigid: Sequence[Rigid]) -> list[RigidRow]:
+    """Folded over layers; of several causes of one change of one space the first is shown."""
     alike: dict[tuple[str, str], list[tuple[Rigid, str, list[str]]]] = defaultdict(list)
+    seen: set[tuple[str, str]] = set()
     for entry in rigid:
         cause, _, change = entry.reason.rpartition(": ")
-        states = change.split(" → ") if cause and " → " in change else []
+        states = [_STATES.get(state, state) for state in change.split(" → ")] if cause and " → " in change else []
         cause = cause if states else entry.reason
+        if states and (entry.space, change) in seen:
+            continue
+        seen.add((entry.space, change))
         alike[template(entry.space), template(cause)].append((entry, cause, states))
     return [_rigid_row(entries) for entries in alike.values()]
 
@@ -172,6 +177,8 @@ def _rigid_row(entries: Sequence[tuple[Rigid, str, list[str]]]) -> RigidRow:
     return RigidRow(", ".join(fold(spaces)), len(spaces), reason, sources)
 
 
+# what the frames of a space are called where they were narrowed
+_STATES = {"O1": "O fixing 1", "complex-half": "rotary pairs", "complex-interleaved": "rotary pairs"}
 _LABELS = {
     "GL": "GL({})",
     "O": "O({})",

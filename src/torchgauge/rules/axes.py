@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from torchgauge.spaces.constraints import Builder, Concat, Expand, Permute, Reshape, Slice, Tensor
+from torchgauge.spaces.builder import Builder
+from torchgauge.spaces.constraints import Concat, Expand, Permute, Reshape, Slice, Tensor
 
 
 def reshape(b: Builder, x: Tensor, shape: Sequence[int]) -> Tensor:

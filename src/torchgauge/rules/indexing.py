@@ -14,6 +14,8 @@ from torchgauge.rules.registry import operators, rule
 from torchgauge.spaces.constraints import Profile, Tensor
 
 aten = torch.ops.aten
+MOST_RUNS = 4
+"""Slices that an index with known positions may be made of."""
 
 
 @rule(aten.embedding)
@@ -31,8 +33,28 @@ def embedding_bag(
     if index.role != "const" or offsets.role != "const" or (weights is not None and weights.role != "const"):
         return NotImplemented
     rows = ctx.b.gather(table, index.shape)
-    out = ctx.b.spatial(rows, (0,), ctx.shape, "max" if mode == 2 else "linear", False)
+    length = _bag_length(ctx, index, offsets) if not any(_gaps(r) for r in rest) else None
+    if length is not None and mode == 0:
+        bags = axes.reshape(ctx.b, rows, (ctx.shape[0], length, *table.shape[1:]))
+        return ctx.b.reduce(bags, (1,), "sum", False), None, None, None
+    out = ctx.b.spatial(rows, (0,), ctx.shape, "max" if mode == 2 else "linear", length is not None and mode != 0)
     return out, None, None, None
+
+
+def _gaps(option: object) -> bool:
+    """Weights of single entries, a last offset, or a padding row: entries do not count alike."""
+    if isinstance(option, bool) or option is None:
+        return bool(option)
+    return isinstance(option, Tensor) or (isinstance(option, int) and option >= 0)
+
+
+def _bag_length(ctx: Lowering, index: Tensor, offsets: Tensor) -> int | None:
+    """The number of entries of each bag, where all bags certainly have as many."""
+    starts, count = ctx.exact(offsets), index.shape[0] if index.ndim == 1 else 0
+    if starts is None or not starts.numel() or count % starts.numel():
+        return None
+    length = count // starts.numel()
+    return length if length and torch.equal(starts.long(), torch.arange(0, count, length)) else None
 
 
 @rule(aten.index_select)
@@ -41,7 +63,21 @@ def index_select(ctx: Lowering, x: Tensor, dim: int, index: Tensor) -> Tensor:
     dim %= max(1, x.ndim)
     if dim == 0 and x.role == "param":
         return ctx.b.gather(x, ctx.shape[:1])
-    return ctx.b.spatial(x, (dim,), ctx.shape, "linear", True)
+    cut = _cut_out(ctx, x, dim, index)
+    return ctx.b.spatial(x, (dim,), ctx.shape, "linear", True) if cut is None else cut
+
+
+def _cut_out(ctx: Lowering, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
+    """Entries along `dim` at known positions, as a few slices."""
+    known = ctx.exact(index) if index.ndim == 1 else None
+    if known is None or known.dtype == torch.bool or not known.numel():
+        return None
+    places = [int(i) % x.shape[dim] for i in known]
+    starts = [0, *(i for i in range(1, len(places)) if places[i] != places[i - 1] + 1), len(places)]
+    runs = [(places[i], places[j - 1] + 1) for i, j in zip(starts, starts[1:], strict=False)]
+    if len(runs) > MOST_RUNS:
+        return None
+    return axes.concat(ctx.b, [axes.narrow(ctx.b, x, dim, start, stop) for start, stop in runs], dim)
 
 
 @rule(aten.index.Tensor, *operators("_unsafe_index"))
@@ -52,8 +88,12 @@ def index(ctx: Lowering, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     shape = torch.broadcast_shapes(*(i.shape for i in given))
     if len(ctx.shape) != len(shape) + x.ndim - len(picked):
         return NotImplemented  # a mask of truth values: its size is not known
+    if len(given) == 1 and given[0].role == "choice" and x.role == "param" and picked == [0]:
+        return ctx.b.pick(x, given[0])
     for i in given:
         ctx.picks(i)
+    if len(picked) == 1 and x.role != "param" and (cut := _cut_out(ctx, x, picked[0], given[0])) is not None:
+        return cut
     rest = [d for d in range(x.ndim) if d not in picked]
     y = axes.permute(ctx.b, x, (*picked, *rest))
     tail = tuple(x.shape[d] for d in rest)
@@ -75,6 +115,9 @@ def gather(ctx: Lowering, x: Tensor, dim: int, index: Tensor, **_: object) -> Te
     """A map along `dim` and along every dimension in which the index differs."""
     if not isinstance(index, Tensor) or not x.ndim or x.ndim != index.ndim:
         return NotImplemented
+    same = all(n == m for d, (n, m) in enumerate(zip(x.shape, index.shape, strict=True)) if d != dim % x.ndim)
+    if index.role == "choice" and same:
+        return ctx.b.take(x, index, dim)
     ctx.picks(index)
     uniform = ctx.constants.uniform(ctx.values[index]) if index in ctx.values else frozenset()
     dims = {d for d in range(x.ndim) if d not in uniform or index.shape[d] != x.shape[d]} | {dim % x.ndim}
@@ -88,7 +131,7 @@ def index_add(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor,
     return ctx.b.add(x, ctx.b.spatial(source, (dim,), x.shape, "linear", False), float(alpha))
 
 
-@rule(*operators("topk", "sort", "argsort", "msort", "argmax", "argmin", "kthvalue", "median", "mode"))
+@rule(*operators("median", "nanmedian", "mode"))
 def order(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Any:
     """The order of entries survives no frame but a shared permutation, and that is not followed into the index."""
     return ctx.opaque(f"{ctx.name} orders entries by value")

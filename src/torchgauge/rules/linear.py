@@ -92,7 +92,7 @@ def einsum(ctx: Lowering, equation: str, operands: Sequence[Tensor], *_: object,
         y, y_labels = _summed(ctx, y, y_labels, later | set(labels))
         x, labels, y, y_labels = _squeezed(ctx, x, labels, y, y_labels)
         kept = tuple(a for a in dict.fromkeys((*labels, *y_labels)) if a in later)
-        x, labels = ctx.b.contract(x, y, labels, y_labels, kept), kept
+        x, labels = _joined(ctx, x, labels, y, y_labels, kept), kept
     x, labels = _summed(ctx, x, labels, set(out))
     x = axes.permute(ctx.b, x, [labels.index(a) for a in out if a in labels])
     return axes.reshape(ctx.b, x, ctx.shape)
@@ -156,6 +156,22 @@ def _summed(ctx: Lowering, x: Tensor, labels: tuple[str, ...], kept: set[str]) -
     if not gone:
         return x, labels
     return ctx.b.reduce(x, gone, "sum", False), tuple(a for a in labels if a in kept)
+
+
+def _joined(
+    ctx: Lowering, x: Tensor, x_labels: tuple[str, ...], y: Tensor, y_labels: tuple[str, ...], kept: tuple[str, ...]
+) -> Tensor:
+    """One step of an einsum; where labels are shared and none is summed, it is a product entry by entry."""
+    shared = set(x_labels) & set(y_labels)
+    if not shared or not shared <= set(kept):
+        return ctx.b.contract(x, y, x_labels, y_labels, kept)
+
+    def spread(t: Tensor, labels: tuple[str, ...]) -> Tensor:
+        t = axes.permute(ctx.b, t, sorted(range(t.ndim), key=lambda d: kept.index(labels[d])))
+        sizes = dict(zip(sorted(labels, key=kept.index), t.shape, strict=True))
+        return axes.reshape(ctx.b, t, tuple(sizes.get(a, 1) for a in kept))
+
+    return ctx.b.mul(spread(x, x_labels), spread(y, y_labels))
 
 
 def _squeezed(

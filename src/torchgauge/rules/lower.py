@@ -14,7 +14,8 @@ from torchgauge.rules import registry
 from torchgauge.rules.constants import BY_FIRST, SHAPE_ONLY, Constants, name_of
 from torchgauge.rules.decompose import decompose
 from torchgauge.rules.recognise import Recogniser
-from torchgauge.spaces.constraints import Builder, Coordinate, Opaque, Profile, Program, Tensor
+from torchgauge.spaces.builder import Builder
+from torchgauge.spaces.constraints import PICKED, Coordinate, Opaque, Profile, Program, Tensor
 
 if TYPE_CHECKING:
     from torchgauge.capture import Captured
@@ -40,7 +41,7 @@ class Lowering:
     names: dict[str, str] = field(default_factory=dict)
     """Placeholder node name → canonical name of its parameter or buffer."""
     anchors: list[Tensor] = field(default_factory=list)
-    """Tensors that stay in the program although no constraint reads them: what data-dependent indices hang on."""
+    """Indices computed from data: no constraint reads them, and yet they must not move."""
     source: Callable[[Node], str] = field(default=lambda node: "")
     depth: int = 0
 
@@ -239,7 +240,10 @@ def lower(captured: Captured) -> Program:
         for x in _tensors(ctx.env[ref.node]):
             program.outputs.append(x)
             program.output_names.append(ref.name)
-    return prune(program, ctx.anchors)
+    for x in ctx.anchors:  # what hangs on it is no operand of any constraint, so it must stand still like an output
+        program.outputs.append(x)
+        program.output_names.append(PICKED)
+    return prune(program)
 
 
 def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], offsets: dict[str, float]) -> Any:
@@ -255,6 +259,8 @@ def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], 
         return None
     shape = tuple(int(n) for n in value.shape)
     role, name = captured.placeholders[node.name]
+    if role == "param" and value.is_complex():  # frames are real: it stands still, as a constant of unknown numbers
+        return b.const(shape, name)
     if role == "param":
         offset = offsets.get(name)
         coordinate = Coordinate(name, "offset", offset) if offset is not None else None
@@ -299,9 +305,9 @@ def _statistics(graph: Graph) -> set[Node]:
     return found
 
 
-def prune(program: Program, anchors: Sequence[Tensor] = ()) -> Program:
-    """Drop the constraints, parameters and opaque notes that no output and no anchor reads."""
-    live: set[Tensor] = {*program.outputs, *anchors}
+def prune(program: Program) -> Program:
+    """Drop the constraints, parameters and opaque notes that no output reads."""
+    live: set[Tensor] = {*program.outputs}
     kept = []
     for constraint in reversed(program.constraints):
         if constraint.out in live:

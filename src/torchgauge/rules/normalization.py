@@ -10,7 +10,7 @@ import torch
 from torchgauge.rules import axes
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.registry import operators, rule
-from torchgauge.spaces.constraints import Coordinate, Tensor
+from torchgauge.spaces.constraints import Add, Coordinate, Reshape, Tensor
 
 aten = torch.ops.aten
 
@@ -140,8 +140,28 @@ def _running(ctx: Lowering, x: Tensor, weight: Tensor | None, bias: Tensor | Non
         # the bias tensor is β − γμ/sqrt(σ² + ε): the frames see x ↦ γ σ x + bias
         b.program.coordinates[name] = wanted
         return _scaled(ctx, x, weight, scale, bias)
+    before = _bias_before(ctx, x)
+    if before is not None:
+        # the tensor of the bias in front is bias − μ
+        b.program.coordinates[before] = Coordinate(before, "centred_bias", refs=("", mean, var))
+        return _scaled(ctx, x, weight, scale, bias)
     shifted = b.add(x, _channelled(ctx, b.buffer(mean, (channels,)), x.ndim), -1.0)
     return _scaled(ctx, shifted, weight, scale, bias)
+
+
+def _bias_before(ctx: Lowering, x: Tensor) -> str | None:
+    """The bias of the linear map that makes x, if nothing else reads x or the bias: a shift by −μ may move into it."""
+    made, node = ctx.b.producers.get(x), ctx.node.args[0]
+    if not isinstance(made, Add) or not isinstance(node, torch.fx.Node) or len(node.users) > 1 or len(node.args) < 3:
+        return None
+    name, shown = _name(ctx, node.args[2]), made.y
+    while isinstance(view := ctx.b.producers.get(shown), Reshape):
+        shown = view.x
+    if name is None or ctx.b.program.coordinates.get(name) != Coordinate(name) or made.alpha != 1.0:
+        return None
+    channelled = made.y.shape == tuple(n if d == 1 else 1 for d, n in enumerate(x.shape))
+    same = shown is ctx.b.program.params[name] and channelled
+    return name if same and sole_use(ctx, node.args[2]) else None
 
 
 def _scaled(ctx: Lowering, x: Tensor, weight: Tensor | None, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ comparisons of data count as generic; what is not elementwise in its real argume
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import log
 
 import torch
@@ -157,10 +158,10 @@ def power_scalar(ctx: Lowering, base: float, x: Tensor) -> Tensor:
 
 def power_profile(p: float) -> Profile:
     """(s x)^p = s^p x^p; an integer power has the parity of the integer; other powers live on x > 0."""
-    if p == 0:
-        return GENERIC
+    if p == 0 or abs(float(Fraction(p).limit_denominator(1000)) - p) > 1e-15 * abs(p):
+        return GENERIC  # charges have rational powers only
     parity = None if p != int(p) else "odd" if int(p) % 2 else "even"
-    return Profile(f"pow{p:g}", degree=p, parity=parity)
+    return Profile(f"x^{p:g}", degree=p, parity=parity)
 
 
 @rule(aten.leaky_relu)

@@ -105,6 +105,10 @@ class Axis:
     views: tuple[Axis, ...] = ()
     """Factors of a reshape that no operation has told apart yet."""
     view_of: Axis | None = None
+    sample: Tensor | None = None
+    """Of a member smaller than its class: the choice whose positions, among those of the class, it stands for."""
+    repeated: bool = False
+    """Tensors are constant along it."""
     gains: set[Tensor] = field(default_factory=set)
     narrowings: list[Narrowing] = field(default_factory=list)
     serial: int = field(default_factory=lambda: next(_serial))
@@ -165,4 +169,4 @@ class Axis:
 
 def attached(axis: Axis, label: Label, name: str) -> Axis:
     """A new member of the class of `axis`."""
-    return Axis(axis.size, name, parent=axis, label=label)
+    return Axis(axis.size, name, parent=axis, label=label, sample=axis.sample)

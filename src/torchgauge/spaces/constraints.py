@@ -7,15 +7,16 @@ read them. A constraint names tensors and dimensions only: which frames it lets 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torchgauge.spaces.charges import Charge
 
-Role = Literal["param", "buffer", "const", "input", "data"]
+Role = Literal["param", "buffer", "const", "input", "data", "choice"]
+
+PICKED = "an index computed from data"
+"""The name of an output that nobody asked for, but that must not move."""
 
 
 @dataclass(eq=False)
@@ -24,7 +25,7 @@ class Tensor:
 
     Roles: `param` a parameter (gauge transformations move it), `buffer` batch-norm statistics (moved by permutations
     alone), `const` anything that no parameter and no float input reaches (masks, positions, tables), `input` a float
-    input, `data` every other intermediate result.
+    input, `choice` positions that data decide (and views of them), `data` every other intermediate result.
     """
 
     shape: tuple[int, ...]
@@ -216,6 +217,37 @@ class Gather(Constraint):
 
 
 @dataclass(frozen=True, eq=False)
+class Choice(Constraint):
+    """out = positions along `dim` of some entries of x, picked and ordered by value (the k largest, ...).
+
+    A choice is the same for x and c x, c > 0, and moves with a permutation of the entries.
+    """
+
+    x: Tensor
+    dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Take(Constraint):
+    """out = x at the positions of a choice along `dim`; all other dimensions are those of the choice."""
+
+    x: Tensor
+    choice: Tensor
+    dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pick(Constraint):
+    """out[..., :] = table[choice]: rows of `table` (dimension 0), such as the weights of the chosen experts.
+
+    out.shape = choice.shape + table.shape[1:].
+    """
+
+    table: Tensor
+    choice: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Spatial(Constraint):
     """out = a map along `dims` alone, the same for every index of the other dimensions (pooling, padding, shifts,
     interpolation, cumulative sums, gathering at constant positions).
@@ -264,11 +296,12 @@ class Coordinate:
     kind "offset":  value + offset (a (1 + weight) gain)
     kind "batch_norm_bias": bias − weight·running_mean / sqrt(running_var + eps); `refs` names weight (or ""),
                     running_mean and running_var
+    kind "centred_bias": bias − running_mean, of the bias in front of a batch norm without one; `refs` as above
     kind "inverse_std":  1/sqrt(value + eps), of a running variance
     """
 
     name: str
-    kind: Literal["plain", "offset", "batch_norm_bias", "inverse_std"] = "plain"
+    kind: Literal["plain", "offset", "batch_norm_bias", "centred_bias", "inverse_std"] = "plain"
     offset: float = 0.0
     refs: tuple[str, ...] = ()
     eps: float = 0.0
@@ -287,209 +320,10 @@ class Program:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Batch-norm statistics by name."""
     buffer_coordinates: dict[str, Coordinate] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Parameters p whose tensor stands for exp(rate·p) (see exponential.py)."""
     outputs: list[Tensor] = field(default_factory=list)
+    """What must not move: the observed outputs, then indices computed from data."""
     output_names: list[str] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)
     """(operator and reason, source line) of everything no rule understood."""
-
-
-class Builder:
-    """Emits constraints. Every method returns the new tensor; purely constant results are folded to `const`."""
-
-    def __init__(self) -> None:
-        self.program = Program()
-        self.source = ""
-        self.producers: dict[Tensor, Constraint] = {}
-        """The constraint that defines each tensor (rules look back through views)."""
-        self._views: dict[tuple[object, ...], Tensor] = {}
-        self._count = 0
-
-    # -- leaves ------------------------------------------------------------------------------------------------
-    def param(self, name: str, shape: Sequence[int], coordinate: Coordinate | None = None) -> Tensor:
-        """The tensor of parameter `name`; the same tensor at every call, so that ties and reuse are seen."""
-        if name not in self.program.params:
-            self.program.params[name] = Tensor(tuple(shape), "param", name, self.source)
-            self.program.coordinates[name] = coordinate or Coordinate(name)
-        return self.program.params[name]
-
-    def buffer(self, name: str, shape: Sequence[int], eps: float | None = None) -> Tensor:
-        """A batch-norm statistic: permuted with its channels, else fixed. With `eps`: 1/sqrt(statistic + eps)."""
-        if name not in self.program.buffers:
-            self.program.buffers[name] = Tensor(tuple(shape), "buffer", name, self.source)
-            self.program.buffer_coordinates[name] = Coordinate(name)
-        if eps is not None:
-            self.program.buffer_coordinates[name] = Coordinate(name, "inverse_std", eps=eps)
-        return self.program.buffers[name]
-
-    def const(self, shape: Sequence[int], name: str = "const", fill: float | None = None) -> Tensor:
-        return Tensor(tuple(shape), "const", name, self.source, fill)
-
-    def input(self, name: str, shape: Sequence[int]) -> Tensor:
-        return Tensor(tuple(shape), "input", name, self.source)
-
-    def _new(self, shape: Iterable[int], *parents: Tensor, name: str) -> Tensor:
-        self._count += 1
-        role: Role = "const" if all(p.role == "const" for p in parents) else "data"
-        return Tensor(tuple(shape), role, f"{name}_{self._count}", self.source)
-
-    def _emit(self, constraint: Constraint) -> Tensor:
-        if constraint.out.role == "const":
-            return constraint.out
-        self.program.constraints.append(constraint)
-        self.producers[constraint.out] = constraint
-        return constraint.out
-
-    def _view(self, key: tuple[object, ...], constraint: Constraint) -> Tensor:
-        """Emit a view once: an equal view of the same tensor is shared."""
-        if key not in self._views:
-            self._views[key] = self._emit(constraint)
-        return self._views[key]
-
-    # -- axes --------------------------------------------------------------------------------------------------
-    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        shape = tuple(shape)
-        if shape == x.shape:
-            return x
-        assert prod(shape) == prod(x.shape), (x, shape)
-        out = self._new(shape, x, name="reshape")
-        out.fill = x.fill
-        return self._view(("reshape", x, shape), Reshape(out, x))
-
-    def permute(self, x: Tensor, dims: Sequence[int]) -> Tensor:
-        dims = tuple(d % x.ndim for d in dims)
-        if dims == tuple(range(x.ndim)):
-            return x
-        out = self._new((x.shape[d] for d in dims), x, name="permute")
-        out.fill = x.fill
-        return self._view(("permute", x, dims), Permute(out, x, dims))
-
-    def slice(self, x: Tensor, dim: int, start: int, stop: int) -> Tensor:
-        dim %= x.ndim
-        if (start, stop) == (0, x.shape[dim]):
-            return x
-        shape = list(x.shape)
-        shape[dim] = stop - start
-        out = self._new(shape, x, name="slice")
-        out.fill = x.fill
-        return self._view(("slice", x, dim, start, stop), Slice(out, x, dim, start, stop))
-
-    def concat(self, xs: Sequence[Tensor], dim: int) -> Tensor:
-        xs = tuple(x for x in xs if x.shape[dim] > 0)
-        if len(xs) == 1:
-            return xs[0]
-        shape = list(xs[0].shape)
-        dim %= len(shape)
-        shape[dim] = sum(x.shape[dim] for x in xs)
-        out = self._new(shape, *xs, name="concat")
-        out.fill = xs[0].fill if len({x.fill for x in xs}) == 1 else None
-        return self._emit(Concat(out, xs, dim))
-
-    def expand(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """As torch.expand: new leading dimensions allowed, −1 keeps a size."""
-        shape = tuple(shape)
-        if len(shape) > x.ndim:
-            x = self.reshape(x, (1,) * (len(shape) - x.ndim) + x.shape)
-        shape = tuple(n if s == -1 else s for s, n in zip(shape, x.shape, strict=True))
-        if shape == x.shape:
-            return x
-        out = self._new(shape, x, name="expand")
-        out.fill = x.fill
-        return self._view(("expand", x, shape), Expand(out, x))
-
-    # -- algebra -----------------------------------------------------------------------------------------------
-    def contract(
-        self,
-        x: Tensor,
-        y: Tensor,
-        x_labels: Sequence[str],
-        y_labels: Sequence[str],
-        out_labels: Sequence[str],
-        *,
-        window: Iterable[str] = (),
-        out_shape: Sequence[int] | None = None,
-        shift_safe: bool = True,
-    ) -> Tensor:
-        sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(zip(y_labels, y.shape, strict=True))
-        shape = tuple(out_shape) if out_shape is not None else tuple(sizes[a] for a in out_labels)
-        if 0.0 in (x.fill, y.fill):
-            return self.const(shape, "zero", 0.0)
-        out = self._new(shape, x, y, name="contract")
-        labels = tuple(x_labels), tuple(y_labels), tuple(out_labels)
-        return self._emit(Contract(out, x, y, *labels, frozenset(window), shift_safe))
-
-    def add(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
-        x, y, shape = self._broadcast(x, y)
-        if y.fill == 0.0:
-            return self.expand(x, shape)
-        if x.fill == 0.0 and alpha == 1.0:
-            return self.expand(y, shape)
-        return self._emit(Add(self._new(shape, x, y, name="add"), x, y, alpha))
-
-    def mul(self, x: Tensor, y: Tensor, power: int = 1) -> Tensor:
-        x, y, shape = self._broadcast(x, y)
-        if x.fill == 0.0 or (y.fill == 0.0 and power == 1):
-            return self.const(shape, "zero", 0.0)
-        if y.fill == 1.0 and x.shape == shape:
-            return x
-        if x.fill == 1.0 and y.shape == shape and power == 1:
-            return y
-        return self._emit(Mul(self._new(shape, x, y, name="mul"), x, y, power))
-
-    def _broadcast(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        n = max(x.ndim, y.ndim)
-        x = self.reshape(x, (1,) * (n - x.ndim) + x.shape)
-        y = self.reshape(y, (1,) * (n - y.ndim) + y.shape)
-        return x, y, tuple(b if a == 1 else a for a, b in zip(x.shape, y.shape, strict=True))
-
-    # -- the rest ----------------------------------------------------------------------------------------------
-    def pointwise(self, x: Tensor, profile: Profile) -> Tensor:
-        out = self._new(x.shape, x, name=profile.name)
-        if x.fill == 0.0 and profile.fixes_zero:
-            out.fill = 0.0
-        return self._emit(Pointwise(out, x, profile))
-
-    def normalize(
-        self,
-        x: Tensor,
-        dims: Sequence[int],
-        kind: Literal["layer", "rms"],
-        eps: float,
-        others: Sequence[Tensor] = (),
-    ) -> Tensor:
-        dims = tuple(sorted(d % x.ndim for d in dims))
-        out = self._new(x.shape, x, *others, name=kind + "_norm")
-        return self._emit(Normalize(out, x, dims, kind, float(eps), tuple(others)))
-
-    def softmax(self, x: Tensor, dim: int, log: bool = False) -> Tensor:
-        return self._emit(Softmax(self._new(x.shape, x, name="softmax"), x, dim % x.ndim, log))
-
-    def reduce(self, x: Tensor, dims: Sequence[int], mode: Literal["sum", "mean", "max"], keepdim: bool) -> Tensor:
-        dims = tuple(sorted(d % x.ndim for d in dims))
-        kept = tuple(1 if i in dims else n for i, n in enumerate(x.shape))
-        out = self._emit(Reduce(self._new(kept, x, name=mode), x, dims, mode))
-        return out if keepdim else self.reshape(out, tuple(n for i, n in enumerate(kept) if i not in dims))
-
-    def gather(self, table: Tensor, index_shape: Sequence[int]) -> Tensor:
-        return self._emit(Gather(self._new((*index_shape, *table.shape[1:]), table, name="gather"), table))
-
-    def spatial(
-        self,
-        x: Tensor,
-        dims: Sequence[int],
-        out_shape: Sequence[int],
-        mode: Literal["linear", "max"],
-        keeps_constants: bool,
-    ) -> Tensor:
-        dims = tuple(sorted(d % x.ndim for d in dims))
-        return self._emit(Spatial(self._new(out_shape, x, name="spatial"), x, dims, mode, keeps_constants))
-
-    def rotate(self, x: Tensor, layout: Literal["half", "interleaved"]) -> Tensor:
-        return self._emit(Rotate(self._new(x.shape, x, name="rotate"), x, layout))
-
-    def opaque(self, xs: Sequence[Tensor], out_shape: Sequence[int], reason: str) -> Tensor:
-        """Everything that `xs` carry becomes rigid; reported with the current source line."""
-        live = tuple(x for x in xs if x.role != "const")
-        out = self._new(out_shape, *live, name="opaque") if live else self.const(out_shape)
-        if live:
-            self.program.opaque.append((reason, self.source))
-        return self._emit(Opaque(out, live, reason))

@@ -36,7 +36,7 @@ class Relation:
 
 def regrouped(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int] | None:
     """The dimensions of `other` (a reshape of `shape`) that hold exactly the given ones; None if they mix."""
-    groups = _groups(shape, other)
+    groups = grouping(shape, other)
     out: set[int] = set()
     for left, right in groups:
         inside = {i for i in left if shape[i] > 1}
@@ -47,7 +47,7 @@ def regrouped(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ..
     return frozenset(out)
 
 
-def _groups(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def grouping(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Finest common grouping of the dimensions of two shapes of one tensor."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -176,6 +176,15 @@ class PatternPass:
         return replace(out, dims=frozenset(d - lead + 1 for d in out.dims))
 
     @back.register
+    def _(self, k: c.Choice, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        return Pattern(frozenset([k.dim]))
+
+    @back.register
+    def _(self, k: c.Take, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        # a constant along the dimension stays one, and everything picked moves by it
+        return out if out is not None and tensor is k.x and k.dim in out.dims and not out.gains else None
+
+    @back.register
     def _(self, k: c.Spatial, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
         if out is None or k.mode != "linear" or out.dims & set(k.dims):
             return None
@@ -253,12 +262,25 @@ class RelationPass:
     @forth.register
     def _(self, k: c.Mul) -> Relation | None:
         x, gain = self.relations.get(k.x), gain_of(self.makers, k.y)
+        if x is not None and k.y.fill and prod(k.y.shape) == 1 and not x.offsets:
+            return replace(x, constant=x.constant * k.y.fill**k.power)
         if x is None or gain is None or k.x.shape != k.out.shape or len(x.dims) != 1:
             return None
         (dim,) = x.dims
         if x.constant or x.offsets or k.y.shape[dim] != k.out.shape[dim] or prod(k.y.shape) != k.y.shape[dim]:
             return None
         return replace(x, gains=(*x.gains, (gain, -k.power)))
+
+    @forth.register
+    def _(self, k: c.Reduce) -> Relation | None:
+        x = self.relations.get(k.x)
+        return x if x and k.mode == "mean" and not x.dims & set(k.dims) else None
+
+    @forth.register
+    def _(self, k: c.Spatial) -> Relation | None:
+        x = self.relations.get(k.x)
+        linear = x is not None and k.mode == "linear" and not x.dims & set(k.dims)
+        return x if x and linear and (k.keeps_constants or not (x.constant or x.offsets)) else None
 
     @forth.register
     def _(self, k: c.Add) -> Relation | None:

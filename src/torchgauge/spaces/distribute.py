@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.blocks import in_blocks
-from torchgauge.spaces.directions import _groups
+from torchgauge.spaces.directions import grouping
 
 
 def distribute(program: c.Program) -> c.Program:
@@ -150,7 +150,7 @@ def _relabelled(k: c.Contract, old: c.Tensor, new: c.Tensor, dim: int, at: int, 
 def _splits(shape: tuple[int, ...], other: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
     """Dimensions of `shape` that a reshape divides into several, each on its own."""
     out = {}
-    for left, right in _groups(shape, other):
+    for left, right in grouping(shape, other):
         big = [i for i in left if shape[i] > 1]
         sizes = tuple(other[i] for i in right if other[i] > 1)
         if len(big) == 1 and len(sizes) > 1:
@@ -160,7 +160,7 @@ def _splits(shape: tuple[int, ...], other: tuple[int, ...]) -> dict[int, tuple[i
 
 def _same_dim(shape: tuple[int, ...], other: tuple[int, ...], dim: int) -> int | None:
     """The dimension of a reshaped tensor that is dimension `dim` of the result, if it is one whole dimension."""
-    for left, right in _groups(shape, other):
+    for left, right in grouping(shape, other):
         if dim in left:
             a = [i for i in left if shape[i] > 1]
             b = [i for i in right if other[i] > 1]

@@ -21,6 +21,8 @@ class Frames:
     """Axes in front of layer norms."""
     gain_axes: dict[Tensor, tuple[Axis, Charge]] = field(default_factory=dict)
     """Gain tensor → its own axis and the charge it may trade (for classes that collapse)."""
+    mixed: set[Axis] = field(default_factory=set)
+    """Axes of which several choices meet, so that nothing may depend on the index."""
     crossed: list[Axis] = field(default_factory=list)
     """Axes that were matched with axes of another division."""
     source: str = ""
@@ -220,7 +222,7 @@ class Frames:
         if root.quotient is not None:
             self.limit_depends(root.quotient, allowed)
         if root.depends:
-            kept = frozenset(d for d in root.depends if all(g in allowed for g in d.ground()))
+            kept = frozenset(d for d in root.depends if all(g in allowed and g not in self.mixed for g in d.ground()))
             if kept != root.depends:
                 root.depends = kept
 
@@ -338,6 +340,7 @@ class Frames:
         root.gains |= {g for g, _ in label.dress}
         root.narrowings.extend(child.narrowings)
         root.pinned = root.pinned or child.pinned
+        root.repeated = root.repeated and child.repeated
         child.parent, child.label = root, label
 
     def _loop(self, a: Axis, b: Axis, label: Label) -> None:
@@ -362,6 +365,8 @@ class Frames:
         """
         self._flatten(a)
         self._flatten(b)
+        if a.sample is not b.sample and not self._sampled(a, b):
+            return
         ra, rb = a.root, b.root
         if ra is rb:
             return
@@ -374,11 +379,29 @@ class Frames:
             self._to_index(rb)
             self.join_index(a, b, keep=keep)
             return
+        if ra.size != rb.size:
+            keep = ra.size > rb.size
+            ra, rb = (ra, rb) if keep else (rb, ra)
+            keep = True
         root, child = (ra, rb) if keep or ra.serial < rb.serial else (rb, ra)
         offset = child.charge - root.charge
         child.charge = NONE
         self._adopt(child, root, Label(False, offset))
         self._join_gains(root)
+
+    def _sampled(self, a: Axis, b: Axis) -> bool:
+        """Two members that stand for different positions of a class: whether the second may become like the first."""
+        if a.sample is None:
+            a, b = b, a
+        if b.sample is None and b.root is b and b.repeated:
+            b.sample = a.sample
+            return True
+        for axis in (a, b):
+            self.mixed.update(axis.ground())
+            if axis.sample is None:
+                self.pin(axis)
+                self.system.zero(self.total(axis), self.reason)
+        return False
 
     # -- structure ---------------------------------------------------------------------------------------------
     def settle(self, axis: Axis, vectors: frozenset[Axis] | None = None) -> None:

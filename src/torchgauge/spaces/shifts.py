@@ -9,30 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import PatternPass, Relation, RelationPass, _groups
-
-VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One family of shifts: `tensor` is a view of a parameter, `at` the constraint that adds it.
-
-    kind "bias": the tensor itself; "rows": a vector added to every row of a table; "relation": u for every output
-    of the contraction, along the covector of `relation`.
-    """
-
-    kind: str
-    tensor: c.Tensor
-    at: c.Constraint
-    relation: Relation | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.tensor.name}"
+from torchgauge.spaces.directions import PatternPass, RelationPass, grouping
+from torchgauge.spaces.sources import VIEWS, Source, Sources
 
 
 @dataclass(frozen=True)
@@ -81,82 +63,49 @@ class ShiftPass:
     relations: RelationPass
     free: list[Source] = field(default_factory=list)
     solved: dict[Source, tuple[c.Tensor, frozenset[Source]]] = field(default_factory=dict)
+    """Source → where it was solved, and the sources that it depends on (never, through others, on itself)."""
     dead: set[Source] = field(default_factory=set)
     zero: set[c.Tensor] = field(default_factory=set)
+    """Tensors whose total shift vanishes."""
+    known: dict[c.Tensor, Terms] = field(default_factory=dict)
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources(self.program, self.patterns, self.relations)
+
+    @property
+    def makers(self) -> dict[c.Tensor, c.Constraint]:
+        return self.sources.makers
 
     def run(self) -> ShiftPass:
-        self.makers = {k.out: k for k in self.program.constraints}
-        self.readers: dict[c.Tensor, list[c.Constraint]] = {}
-        for k in self.program.constraints:
-            for t in dict.fromkeys(k.inputs):
-                self.readers.setdefault(t, []).append(k)
-        self.outputs = set(self.program.outputs)
-        self.static: set[c.Tensor] = set()
-        self.single = self._single_use()
-        self.sources: dict[tuple[c.Constraint, c.Tensor], Source] = {}
         for k in self.program.constraints:
             self._visit(k)
         for out in self.program.outputs:
             self._stop(out, None)
-        self.free = [s for s in self.sources.values() if s not in self.solved and s not in self.dead]
+        places = {t for t, _ in self.solved.values()}
+        # what was solved inside a sum would see one half of a trade
+        self.dead |= {s for s in self.sources.trades if s.inside & places}
+        self.free = [s for s in self.sources if s not in self.solved and s not in self.dead]
         return self
-
-    # -- leaves ------------------------------------------------------------------------------------------------
-    def _single_use(self) -> set[c.Tensor]:
-        """Views of parameters that are the only use of their part of the parameter."""
-        single: set[c.Tensor] = set()
-        for param in self.program.params.values():
-            uses = self.readers.get(param, [])
-            slices = [k for k in uses if isinstance(k, c.Slice)]
-            if len(uses) == 1:
-                single.update(self._chain_end(param))
-            elif slices and len(slices) == len(uses) and _disjoint(slices):
-                for k in slices:
-                    single.update(self._chain_end(k.out))
-        return single
-
-    def _chain_end(self, t: c.Tensor) -> list[c.Tensor]:
-        while True:
-            self.static.add(t)
-            uses = self.readers.get(t, [])
-            slices = [k for k in uses if isinstance(k, c.Slice)]
-            if len(uses) > 1 and len(slices) == len(uses) and _disjoint(slices):
-                return [end for k in slices for end in self._chain_end(k.out)]
-            if len(uses) != 1 or t in self.outputs:
-                return []
-            if isinstance(uses[0], c.Expand):
-                # repeated, and then read once
-                out = uses[0].out
-                self.static.add(out)
-                return [t] if len(self.readers.get(out, [])) == 1 and out not in self.outputs else []
-            if not isinstance(uses[0], (c.Reshape, c.Permute, c.Slice)):
-                return [t]
-            t = uses[0].out
-
-    def is_static(self, t: c.Tensor) -> bool:
-        """A view of one parameter (or of a constant whose value is known)."""
-        while t.role == "data":
-            made = self.makers.get(t)
-            if not isinstance(made, VIEWS):
-                return False
-            t = made.x
-        return t.role in ("param", "buffer") or (t.role == "const" and t.fill is not None)
-
-    def source(self, kind: str, t: c.Tensor, at: c.Constraint, relation: Relation | None = None) -> Source | None:
-        if t not in self.single:
-            return None
-        if (at, t) not in self.sources:
-            self.sources[at, t] = Source(kind, t, at, relation)
-        return self.sources[at, t]
 
     # -- arrivals ----------------------------------------------------------------------------------------------
     def terms(self, t: c.Tensor) -> Terms:
         """Shifts that arrive at a tensor, as far as no constraint has removed them."""
         if t in self.zero or t.role in ("const", "input", "buffer", "param"):
             return {}
-        k = self.makers.get(t)
-        found = self._through(k) if k is not None else {}
-        return {s: term for s, term in found.items() if s not in self.dead}
+        if t not in self.known:
+            k = self.makers.get(t)
+            self.known[t] = self._through(k) if k is not None else {}
+        return {s: term for s, term in self.known[t].items() if s not in self.dead}
+
+    def _vanish(self, t: c.Tensor) -> None:
+        """The total shift of `t` is zero from now on; what was known of tensors behind it is forgotten."""
+        self.zero.add(t)
+        stack = [t]
+        while stack:
+            x = stack.pop()
+            self.known.pop(x, None)
+            stack.extend(k.out for k in self.sources.readers.get(x, []) if k.out in self.known)
 
     def _through(self, k: c.Constraint) -> Terms:
         if isinstance(k, c.Add):
@@ -175,99 +124,76 @@ class ShiftPass:
             for x in k.xs:
                 for s, t in self._operand(k, x).items():
                     kept = frozenset(f for f in t.varies if f.dim != k.dim)
-                    out[s] = Term(kept | full(k.out.shape, [k.dim]), False)
+                    out = _merge(out, {s: Term(kept | full(k.out.shape, [k.dim]), False)})
             return out
-        if isinstance(k, c.Mul) and self.is_static(k.y):
-            plain = k.y.role == "const"
-            return {s: Term(t.varies | full(k.y.shape), t.direct and plain) for s, t in self.terms(k.x).items()}
+        if isinstance(k, c.Mul) and self.sources.is_static(k.y):
+            across = full(k.y.shape)
+            return {
+                s: Term(t.varies | across, t.direct and _covers(t.varies, across)) for s, t in self.terms(k.x).items()
+            }
         if isinstance(k, c.Contract):
             return self._contracted(k)
         if isinstance(k, (c.Reduce, c.Spatial)):
             places = {d: d for d in range(k.x.ndim) if d not in k.dims}
             return {s: Term(t.moved(places), False) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Gather):
-            source = self.source("rows", k.table, k) if k.table.role == "param" or self.is_static(k.table) else None
             lead = k.out.ndim - (k.table.ndim - 1)
-            return {source: Term(full(k.out.shape, range(lead, k.out.ndim)), True)} if source else {}
+            return self._entering(k, k.table, full(k.out.shape, range(lead, k.out.ndim)), "rows")
         return {}
 
-    def bare(self, t: c.Tensor) -> c.Tensor:
-        """A static tensor before it is repeated along new dimensions."""
-        while isinstance(made := self.makers.get(t), c.Expand) and self.is_static(t):
-            t = made.x
-        return t
+    def _entering(
+        self, k: c.Constraint, t: c.Tensor, varies: frozenset[Factor], kind: str, *, direct: bool = True
+    ) -> Terms:
+        """Sources that enter here, as they arrive."""
+        t = self.sources.bare(t)
+        found = [s for s in self.sources.of(k, t) if s not in self.dead and s.entry(k, t).kind == kind]
+        return {s: Term(varies, direct and s.single and s.tensor is t) for s in found}
 
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
-        t = self.bare(t)
-        if self.is_static(t) and t.role not in ("const", "buffer"):
-            source = self.source("bias", t, k)
-            return {source: Term(full(t.shape), isinstance(k, c.Add) and k.alpha != 0.0)} if source else {}
+        t = self.sources.bare(t)
+        if self.sources.is_static(t) and t.role not in ("const", "buffer"):
+            return self._entering(k, t, full(t.shape), "bias", direct=isinstance(k, c.Add) and k.alpha != 0.0)
         return self.terms(t)
 
     def _contracted(self, k: c.Contract) -> Terms:
         out: Terms = {}
-        x, y, xl, yl = self.operands(k)
-        if self.is_static(y):
+        x, y, xl, yl = self.sources.operands(k)
+        if self.sources.is_static(y):
             own = [i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window]
             places = {d: k.out_labels.index(a) for d, a in enumerate(xl) if a in k.out_labels}
             for s, t in self.terms(x).items():
                 out[s] = Term(t.moved(places) | full(k.out.shape, own), False)
-            reader = self.reader(k)
-            if reader is not None and reader.relation and (reader.relation.constant or reader.relation.offsets):
-                batch = any(a in xl and a in yl and a in k.out_labels for a in k.out_labels)
+            relation = self.sources.reader(k, y)
+            if relation is not None and (relation.constant or relation.offsets):
+                batch = any(a in xl and a in yl for a in k.out_labels)
                 wide = full(k.out.shape, [i for i in own if k.out_labels[i] not in xl])
-                out[reader] = Term(wide, not batch)
-        elif self.averages(k):
+                out = _merge(
+                    out, self._entering(k, y, full(k.out.shape, own) if batch else wide, "relation", direct=not batch)
+                )
+        elif self.sources.averages(k):
             places = {d: k.out_labels.index(a) for d, a in enumerate(yl) if a in k.out_labels}
             for s, t in self.terms(y).items():
                 out[s] = Term(t.moved(places), False)
         return out
 
-    def operands(self, k: c.Contract) -> tuple[c.Tensor, c.Tensor, tuple[str, ...], tuple[str, ...]]:
-        """(activations, weight, labels, labels), or (averaging weights, values, ...) between activations."""
-        swap = self.is_static(k.x) if not self.is_static(k.y) else False
-        if not self.is_static(k.x) and not self.is_static(k.y):
-            swap = k.x not in self.relations.relations
-        if swap:
-            return k.y, k.x, k.y_labels, k.x_labels
-        return k.x, k.y, k.x_labels, k.y_labels
-
-    def averages(self, k: c.Contract) -> bool:
-        """Weights that sum to one over the contracted dimension."""
-        x, _, xl, yl = self.operands(k)
-        r = self.relations.relations.get(x)
-        summed = {a for a in xl if a in yl and a not in k.out_labels}
-        return r is not None and r.constant == 1.0 and not r.gains and {xl[d] for d in r.dims} == summed
-
-    def reader(self, k: c.Contract) -> Source | None:
-        """The contraction as a reader of an affine relation, if it is one."""
-        x, y, xl, yl = self.operands(k)
-        r = self.relations.relations.get(x)
-        if r is None or not self.is_static(y) or y.role == "const":
-            return None
-        if k.window and not k.shift_safe and (r.constant or r.offsets):
-            return None
-        summed = {a for a in xl if a in yl and a not in k.out_labels and x.shape[xl.index(a)] > 1}
-        if summed & k.window:
-            return None
-        if {xl[d] for d in r.dims if x.shape[d] > 1} != summed or not summed:
-            return None
-        return self.source("relation", y, k, r)
-
     # -- stops -------------------------------------------------------------------------------------------------
     def _visit(self, k: c.Constraint) -> None:
+        if any(self.terms(x) for x in k.inputs):
+            # a shift that meets a weight whose own change is ignored here: the two would not commute
+            for s in self.sources.blind(k):
+                self._kill(s, set())
         if isinstance(k, (*VIEWS, c.Add, c.Concat, c.Gather)):
-            self._through(k)
+            self.terms(k.out)
             return
-        if isinstance(k, c.Mul) and self.is_static(k.y):
+        if isinstance(k, c.Mul) and self.sources.is_static(k.y):
+            self.terms(k.out)
             return
         if isinstance(k, c.Contract):
-            x, y, xl, _ = self.operands(k)
-            if self.is_static(y):
+            x, y, xl, _ = self.sources.operands(k)
+            if self.sources.is_static(y):
                 windowed = {d for d, a in enumerate(xl) if a in k.window}
                 self._stop(x, k, lambda t: bool(t.dims & windowed) or (bool(windowed) and not k.shift_safe))
-                self.reader(k)
-            elif self.averages(k):
+            elif self.sources.averages(k):
                 yl = k.y_labels if y is k.y else k.x_labels
                 summed = {d for d, a in enumerate(yl) if a not in k.out_labels}
                 self._stop(x, k)
@@ -275,11 +201,14 @@ class ShiftPass:
             else:
                 self._stop(x, k)
                 self._stop(y, k)
+            self.terms(k.out)
             return
         if isinstance(k, c.Reduce) and k.mode != "max":
+            self.terms(k.out)
             return
         if isinstance(k, c.Spatial) and k.keeps_constants:
             self._stop(k.x, k, lambda t: bool(t.dims & set(k.dims)))
+            self.terms(k.out)
             return
         for t in k.inputs:
             self._stop(t, k)
@@ -290,37 +219,45 @@ class ShiftPass:
         ignored = self.patterns.back(k, self.patterns.of(k.out), t) if k is not None else None
         if ignored is not None and not ignored.gains:
             terms = {s: term for s, term in terms.items() if term.dims & ignored.dims or not ignored.dims}
-        if not any(bad(term) for term in terms.values()):
-            return
+        self._still(t, {s for s, term in terms.items() if bad(term)})
+
+    def _still(self, t: c.Tensor, wanted: set[Source]) -> None:
+        """Let these sources move `t` no more: solve one of them here, or further up, or fix them."""
         # undo views: the sources must cancel before them already
         while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
             t = made.x
-        if isinstance(made, c.Concat):
-            self._stop_pieces(made)
-            return
         arrived = self.terms(t)
-        terms = {s: arrived[s] for s in terms if s in arrived}
-        wide = frozenset().union(*(term.varies for term in terms.values()))
-        able = [s for s, term in terms.items() if term.direct and _covers(term.varies, wide) and s not in self.solved]
-        if able:
-            able.sort(key=lambda s: s.kind == "bias")
-            pivot = able[-1]
-            self.solved[pivot] = (t, frozenset(s for s in terms if s is not pivot))
-            self.zero.add(t)
+        if made is None or not wanted & arrived.keys():
             return
-        for s in terms:
+        pivot = self._pivot(arrived)
+        if pivot is not None:
+            self.solved[pivot] = (t, frozenset(s for s in arrived if s is not pivot))
+            self._vanish(t)
+            return
+        for x in dict.fromkeys(made.inputs):
+            if not self.sources.is_static(x):
+                self._still(x, wanted)
+        for s in wanted & self.terms(t).keys():
             self._kill(s, set())
 
-    def _stop_pieces(self, k: c.Concat) -> None:
-        """Every piece of a concatenation must stand still."""
-        for x in k.xs:
-            own = self.sources.get((k, self.bare(x)))
-            if own is not None:
-                self._kill(own, set())
-            else:
-                self._stop(x, None)
-        if any(s not in self.dead for s in self._through(k)):
-            self.zero.add(k.out)
+    def _pivot(self, arrived: Terms) -> Source | None:
+        """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""
+        wide = frozenset().union(*(term.varies for term in arrived.values()))
+        able = [s for s, term in arrived.items() if term.direct and _covers(term.varies, wide) and s not in self.solved]
+        able = [s for s in able if not any(self._rests_on(o, s) for o in arrived if o is not s)]
+        return max(able, key=lambda s: (s.kind == "bias", list(arrived).index(s)), default=None)
+
+    def _rests_on(self, s: Source, pivot: Source) -> bool:
+        """Whether a source is `pivot`, or solved by means of it."""
+        stack, seen = [s], {s}
+        while stack:
+            x = stack.pop()
+            if x is pivot:
+                return True
+            more = self.solved[x][1] - seen if x in self.solved else frozenset()
+            seen |= more
+            stack.extend(more)
+        return False
 
     def _kill(self, s: Source, seen: set[Source]) -> None:
         if s in seen:
@@ -331,11 +268,6 @@ class ShiftPass:
                 self._kill(other, seen)
         else:
             self.dead.add(s)
-
-
-def _disjoint(slices: list[c.Slice]) -> bool:
-    ranges = sorted((k.start, k.stop) for k in slices)
-    return len({k.dim for k in slices}) == 1 and all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
 
 
 def _merge(a: Terms, b: Terms) -> Terms:
@@ -352,7 +284,7 @@ def _covers(factors: frozenset[Factor], wanted: frozenset[Factor]) -> bool:
 def _spread(factors: frozenset[Factor], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[Factor]:
     """The same factors in a reshaped tensor; one that straddles dimensions unevenly is enlarged."""
     out: set[Factor] = set()
-    for left, right in _groups(shape, other):
+    for left, right in grouping(shape, other):
         for f in factors:
             if f.dim not in left:
                 continue

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.axes import Kind
-from torchgauge.spaces.frames import algebra, nonlinear, views  # noqa: F401  (they register their steps)
+from torchgauge.spaces.frames import algebra, nonlinear, selection, views  # noqa: F401  (they register their steps)
 from torchgauge.spaces.frames.state import FrameState, Value, step
 
 __all__ = ["FramePass", "Value"]
+
+READERS = (c.Take, c.Pick, c.Reshape, c.Permute, c.Expand, c.Slice)
+"""Constraints that read positions as positions, or are views of them."""
 
 
 class FramePass(FrameState):
@@ -22,6 +25,8 @@ class FramePass(FrameState):
         for constraint in self.program.constraints:
             self.frames.source = constraint.out.source
             self.frames.reason = _describe(constraint)
+            if not isinstance(constraint, READERS):
+                self._read_by_number(constraint)
             value = step(constraint, self)
             self.values[constraint.out] = self._checked(value)
         for out, name in zip(self.program.outputs, self.program.output_names, strict=True):
@@ -33,7 +38,16 @@ class FramePass(FrameState):
         for value in self.values.values() if crossed else ():
             across = [g for axis in value.axes for g in axis.ground() if g in crossed]
             self.frames.system.constant(self.total(value), across, "divisions of one axis lie across one another")
+        for value in self.values.values() if self.frames.mixed else ():
+            self.frames.system.constant(self.total(value), self.frames.mixed, "two choices of one axis meet")
         return self
+
+    def _read_by_number(self, k: c.Constraint) -> None:
+        """Positions that are used as numbers: what they point into may not be permuted."""
+        for t in k.inputs:
+            if t.role == "choice":
+                for axis in selection.entries(self, t):
+                    self.frames.pin(axis)
 
     def _close(self, tensor: c.Tensor) -> None:
         """A parameter's charge can only vary along the parameter's own axes."""

@@ -20,6 +20,8 @@ class Value:
 
     dims: tuple[Dim, ...]
     charge: Charge = NONE
+    positions: int = 0
+    """Of rows picked from a table that nothing else has read: how many leading dimensions number the picks."""
 
     @property
     def axes(self) -> list[Axis]:
@@ -114,7 +116,7 @@ class FrameState:
         self.frames.system.zero(excess, self.frames.reason)
 
     def all_fresh(self, value: Value) -> bool:
-        grounds = [g for a in value.axes for g in a.ground()]
+        grounds = [g for d in value.dims[value.positions :] for a in d for g in a.ground()]
         return bool(grounds) and all(g.fresh for g in grounds)
 
     def is_fresh(self, t: c.Tensor) -> bool:

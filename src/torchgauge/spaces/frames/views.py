@@ -85,7 +85,8 @@ def _whole(state: FrameState, dim: list[Axis]) -> list[Axis]:
 @step.register
 def _permute(k: c.Permute, state: FrameState) -> Value:
     x = state.value(k.x)
-    return Value(tuple(x.dims[d] for d in k.dims), x.charge)
+    kept = k.dims[: x.positions] == tuple(range(x.positions))
+    return Value(tuple(x.dims[d] for d in k.dims), x.charge, x.positions if kept else 0)
 
 
 @step.register
@@ -123,7 +124,7 @@ def _expand(k: c.Expand, state: FrameState) -> Value:
     x = state.value(k.x)
     index = frozenset(g for a in x.axes for g in a.ground() if g.kind is Kind.INDEX and not g.pinned)
     dims = tuple(
-        d if d or n == 1 else (Axis(n, k.out.name, Kind.INDEX, depends=index),)
+        d if d or n == 1 else (Axis(n, k.out.name, Kind.INDEX, depends=index, repeated=True),)
         for d, n in zip(x.dims, k.out.shape, strict=True)
     )
     return Value(dims, x.charge)

@@ -1,0 +1,140 @@
+"""Writing at given places: sums over edges, one-hot masks, tokens put back where they came from.
+
+Where the places do not move, writing is a linear map along the dimensions in which they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from torchgauge.rules import axes
+from torchgauge.rules.lower import Lowering
+from torchgauge.rules.pointwise import PROFILES
+from torchgauge.rules.registry import operators, rule
+from torchgauge.spaces.constraints import Profile, Tensor
+
+aten = torch.ops.aten
+
+
+def spread(ctx: Lowering, x: Tensor, index: Tensor, source: Sequence[int] | None = None) -> frozenset[int]:
+    """Dimensions along which an index tensor differs, or does not reach the ends of x or of the source."""
+    uniform = ctx.constants.uniform(ctx.values[index]) if index in ctx.values else frozenset()
+    sizes = zip(index.shape, x.shape, source or index.shape, strict=True)
+    return frozenset(d for d, (n, m, s) in enumerate(sizes) if d not in uniform or not n == m == s)
+
+
+def kept(ctx: Lowering, x: Tensor, dims: Sequence[int] | frozenset[int]) -> Tensor:
+    """x where nothing is written, zero elsewhere."""
+    if x.fill == 0.0:
+        return x
+    return ctx.b.mul(x, ctx.b.const(tuple(n if d in dims else 1 for d, n in enumerate(x.shape)), "mask"))
+
+
+def _flat(x: Tensor, index: Tensor) -> bool:
+    return x.ndim == index.ndim and x.ndim > 0
+
+
+# -- scatter: an index for every entry ------------------------------------------------------------------------------
+@rule(aten.scatter_add)
+def scatter_add(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    if not _flat(x, index):
+        return NotImplemented
+    ctx.picks(index)
+    dims = spread(ctx, x, index, source.shape) | {dim % x.ndim}
+    return ctx.b.add(x, ctx.b.spatial(source, sorted(dims), x.shape, "linear", False))
+
+
+@rule(aten.scatter.src)
+def scatter_source(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    if not _flat(x, index):
+        return NotImplemented
+    ctx.picks(index)
+    dims = spread(ctx, x, index, source.shape) | {dim % x.ndim}
+    return ctx.b.add(kept(ctx, x, dims), ctx.b.spatial(source, sorted(dims), x.shape, "linear", False))
+
+
+@rule(aten.scatter.value)
+def scatter_value(ctx: Lowering, x: Tensor, dim: int, index: Tensor, value: float) -> Any:
+    if not _flat(x, index):
+        return NotImplemented
+    ctx.picks(index)
+    dims = spread(ctx, x, index) | {dim % x.ndim}
+    return written(ctx, x, dims)
+
+
+def written(ctx: Lowering, x: Tensor, dims: frozenset[int]) -> Tensor:
+    """x with one number written at given places."""
+    if x.role == "const":
+        return ctx.b.const(x.shape, "written")
+    mask = ctx.b.const(tuple(n if d in dims else 1 for d, n in enumerate(x.shape)), "mask")
+    return ctx.b.add(kept(ctx, x, dims), mask)
+
+
+@rule(*operators("scatter_reduce"))
+def scatter_reduce(
+    ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Any:
+    """Sums and means are linear; the largest (or smallest) entry per place is positively homogeneous."""
+    if not _flat(x, index) or reduce == "prod" or not (x.fill == 0.0 or (reduce == "sum" and include_self)):
+        return NotImplemented
+    if reduce in ("sum", "mean"):
+        return scatter_add(ctx, x, dim, index, source)
+    ctx.picks(index)
+    dims = spread(ctx, x, index, source.shape) | {dim % x.ndim}
+    largest = ctx.b.spatial(source, sorted(dims), x.shape, "max", False)
+    if not include_self:
+        return largest
+    return ctx.b.pointwise(largest, PROFILES["relu"] if reduce == "amax" else Profile("negative_part", degree=1))
+
+
+# -- whole slices ---------------------------------------------------------------------------------------------------
+@rule(*operators("index_copy"))
+def index_copy(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    if not x.ndim:
+        return NotImplemented
+    ctx.picks(index)
+    dim %= x.ndim
+    return ctx.b.add(kept(ctx, x, (dim,)), ctx.b.spatial(source, (dim,), x.shape, "linear", False))
+
+
+@rule(aten.index_fill.int_Scalar)
+def index_fill(ctx: Lowering, x: Tensor, dim: int, index: Tensor, value: float) -> Any:
+    if not x.ndim:
+        return NotImplemented
+    ctx.picks(index)
+    return written(ctx, x, frozenset([dim % x.ndim]))
+
+
+@rule(*operators("index_put", "_unsafe_index_put"))
+def index_put(
+    ctx: Lowering, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    """x with x[..., i, j, ...] replaced by the values, or with them added."""
+    picked = [d for d, i in enumerate(indices) if i is not None]
+    given = [i for i in indices if i is not None]
+    nodes = [n for n in ctx.node.args[1] if n is not None]  # type: ignore[union-attr]
+    if not given or any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in nodes):
+        return NotImplemented  # a mask of truth values: how many places it names is not known
+    shape = torch.broadcast_shapes(*(i.shape for i in given))
+    for i in given:
+        ctx.picks(i)
+    rest = [d for d in range(x.ndim) if d not in picked]
+    tail = tuple(x.shape[d] for d in rest)
+    adjacent = picked == list(range(picked[0], picked[-1] + 1))
+    before = picked[0] if adjacent else 0
+    b, n = ctx.b, len(shape)
+    whole = (*tail[:before], *shape, *tail[before:])
+    values = b.expand(ctx.tensor(values), whole)
+    # the places first, then the dimensions that are written whole
+    values = axes.permute(b, values, (*range(before, before + n), *range(before), *range(before + n, len(whole))))
+    values = axes.reshape(b, values, (prod(shape), *tail))
+    spaces = tuple(x.shape[d] for d in picked)
+    values = b.spatial(values, (0,), (prod(spaces), *tail), "linear", False)
+    values = axes.reshape(b, values, (*spaces, *tail))
+    order = [*picked, *rest]
+    values = axes.permute(b, values, [order.index(d) for d in range(x.ndim)])
+    return b.add(x if accumulate else kept(ctx, x, picked), values)
