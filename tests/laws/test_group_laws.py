@@ -13,7 +13,15 @@ from tests.zoo.checks import Solved, solve
 
 NAMES = [case.name for case in catalogue.BLOCKS]
 MOVING = [case.name for case in catalogue.BLOCKS if case.orbit]
-NO_FORWARD_MODE = {"weight_norm_torch": "torch has no forward mode for its fused weight norm"}
+NO_FORWARD_MODE = {
+    **dict.fromkeys(
+        ("weight_norm_torch", "weight_norm_gelu", "weight_norm_relu"),
+        "torch has no forward mode for its fused weight norm",
+    ),
+    **dict.fromkeys(
+        ("embedding_bag_mean", "embedding_bag_sum", "embedding_bag_max"), "torch has no forward mode for bags of rows"
+    ),
+}
 CLOSE = 1e-8
 few = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**32 - 1)

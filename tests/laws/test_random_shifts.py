@@ -23,7 +23,7 @@ SHAPES = {
     "gain": (D,),
     "log": (D,),
 }
-SHARED = ("linear", "bias", "place", "column", "number", "table", "log")
+SHARED = ("linear", "bias", "place", "column", "number", "table", "log", "gain")
 PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda x, y: x + y,
     "minus": lambda x, y: x - 2 * y,

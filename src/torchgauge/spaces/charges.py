@@ -64,8 +64,9 @@ class Charge:
         return Charge(log, self.odd ^ other.odd)
 
     def scaled(self, factor: Fraction | int) -> Charge:
-        """Magnitudes to the power `factor`; signs stay."""
-        return Charge({v: q * factor for v, q in self.log.items()} if factor else {}, self.odd)
+        """Magnitudes to the power `factor`; signs stay, but for an even power, where they cancel."""
+        log = {v: q * factor for v, q in self.log.items()} if factor else {}
+        return Charge(log, frozenset() if factor % 2 == 0 else self.odd)
 
     def __neg__(self) -> Charge:
         return self.scaled(-1)

@@ -87,6 +87,12 @@ def _describe(k: c.Constraint) -> str:
     if isinstance(k, c.Opaque):
         return f"no rule: {k.reason}"
     names = {
+        c.Reshape: "a reshape divides the axis",
+        c.Slice: "a slice takes part of the axis",
+        c.Concat: "a concatenation that could not be cut",
+        c.Choice: "entries are chosen by value",
+        c.Take: "entries are chosen by value",
+        c.Pick: "rows are picked by value",
         c.Normalize: "a normalisation keeps lengths",
         c.Softmax: "softmax acts entry by entry",
         c.Mul: "an elementwise product",
