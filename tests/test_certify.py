@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import torchgauge as tg
-from torchgauge.certify import verdict
 from torchgauge.certify.draws import Draws
-from torchgauge.certify.kinks import Kinks
 from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, kernel_basis, span
 from torchgauge.certify.twin import small, twin_of
 from torchgauge.errors import InputError
 
 from . import oracle
+from .test_kinks import layers
 from .test_oracle import TinyLlama
-from .zoo import vision
 
 Params = dict[str, Tensor]
 
@@ -233,78 +230,18 @@ def test_agrees_with_the_oracle_on_a_tiny_llama() -> None:
     assert (found.nullity, found.dead_parameters) == (judged.nullity, judged.dead) == (78, 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_relu_network_is_complete_at_a_balanced_point(seed: int) -> None:
-    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    found = tg.certify(net, (torch.randn(16, 4),), seed=seed)
-    assert found.holds
-    assert found.orbit_dimension == 16
-
-
-def layers(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    torch.manual_seed(0)
-    parts = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), act())]
-    return nn.Sequential(*parts[:-1])
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_deep_relu_network_is_complete(seed: int) -> None:
-    """At random parameters some units of the last layers are never on together, and hide what is between them."""
-    net = layers(8, 12, 12, 12, 12, 12, 4)
-    found = tg.certify(net, (torch.randn(16, 8),), seed=seed)
-    assert found.holds, found
-    assert found.orbit_dimension == 60
-
-
-@pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardtanh, nn.Hardswish])
-def test_functions_with_two_kinks_have_no_scale(act: type[nn.Module]) -> None:
-    """A ReLU6 that never meets its six looks like a ReLU, and one that meets neither kink like the identity."""
-    found = tg.certify(layers(6, 30, 30, 4, act=act), (torch.randn(16, 6),))
-    assert found.holds, found
-    assert found.nullity == 0
-
-
-def test_one_row_at_a_time() -> None:
-    found = tg.certify(layers(4, 8, 8, 2), (torch.randn(1, 4),))
-    assert found.holds, found
-    assert found.orbit_dimension == 16
-
-
-@pytest.mark.slow
-def test_wide_relu_network_is_complete() -> None:
-    found = tg.certify(layers(10, 200, 10), (torch.randn(16, 10),))
-    assert found.holds, found
-    assert (found.parameters, found.orbit_dimension) == (4210, 200)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg", "vgg_bn", "resnet"])
-def test_vision_networks_are_complete_at_their_first_point(name: str) -> None:
-    (case,) = [case for case in vision.CASES if case.name == name]
-    model = case.build().double().eval()
-    found = tg.certify(model, case.inputs(torch.Generator().manual_seed(0)))
-    assert found.holds, found
-    assert found.orbit_dimension == case.orbit
-
-
-def test_sleeping_units_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hidden directions of random points, of which each has others, are not said to be the architecture's."""
-    monkeypatch.setattr(verdict, "balanced", lambda subject, generator: subject.generic)
-    monkeypatch.setattr(verdict, "POINTS", 2)
-    found = tg.certify(layers(8, 12, 12, 12, 12, 12, 4), (torch.randn(16, 8),))
-    assert found.sound
-    assert found.hidden
-    assert not found.complete
-    assert "never on together" in found.undecided
-    assert "complete   open" in str(found)
-    assert found.to_dict()["undecided"] == found.undecided
-
-
 def test_a_group_that_is_too_small_is_told_from_sleeping_units() -> None:
     """The hidden directions of three points are compared: those of an architecture are always at the same places."""
     group = Rescaling(5, units=0)
     found = tg.certify(relu_net(), (torch.randn(8, 3),), group=group)  # pyright: ignore
     assert (found.hidden, found.complete, found.undecided) == (5, False, "")
+
+
+def test_what_counts_of_the_outputs() -> None:
+    net, x = layers(4, 6, 3, act=nn.Tanh), torch.randn(8, 4)
+    found = tg.certify(net, (x,), observable="probabilities")
+    assert found.holds, found
+    assert (found.orbit_dimension, found.observed) == (7, ("probabilities",))
 
 
 def test_whoever_waits_is_told() -> None:
@@ -399,43 +336,6 @@ def test_model_without_weights_is_certified_on_its_twin() -> None:
     assert found.holds
     assert found.twin is not None
     assert any("meta" in note for note in found.notes)
-
-
-# -- kinks -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("function", "at"),
-    [
-        (torch.relu, (0.0,)),
-        (lambda x: x.clone().relu_(), (0.0,)),
-        (nn.ReLU(inplace=True), (0.0,)),
-        (nn.ReLU6(), (0.0, 6.0)),
-        (nn.Hardtanh(-2.0, 0.5), (-2.0, 0.5)),
-        (torch.ops.aten.hardtanh.default, (-1.0, 1.0)),
-        (nn.Softshrink(0.25), (-0.25, 0.25)),
-        (lambda x: x.clamp(min=0.0), (0.0,)),
-        (lambda x: torch.clamp(x, -1, 2), (-1.0, 2.0)),
-        (nn.Threshold(0.5, 0.0), (0.5,)),
-        (torch.ops.aten.relu.default, (0.0,)),
-    ],
-)
-def test_kinks_are_seen(function: Any, at: tuple[float, ...]) -> None:
-    kinks, x = Kinks(), torch.linspace(-3, 3, 7)
-    with kinks:
-        function(x.clone())
-    assert kinks.met
-    assert [call.at for call in kinks.calls] == [at]
-    assert torch.equal(kinks.calls[0].x, x)
-
-
-def test_what_keeps_a_division_from_failing_is_no_kink_to_move_to() -> None:
-    kinks = Kinks()
-    with kinks:
-        nn.functional.normalize(torch.randn(3, 4))
-        torch.tanh(torch.randn(3))
-    assert not kinks.calls
-    with Kinks() as none:
-        torch.tanh(torch.randn(3))
-    assert not none.met
 
 
 # -- draws -----------------------------------------------------------------------------------------------------

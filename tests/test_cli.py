@@ -236,6 +236,13 @@ def test_certify_holds(run: Run) -> None:
     assert view["certificate"]["hidden"] == 0
 
 
+def test_observable(run: Run) -> None:
+    status, out, _ = run("inspect", "models:mlp", "--observable", "probabilities", "--json")
+    assert status == 0
+    assert json.loads(out)["group"]["dimension"] == 6 + 7
+    assert run("inspect", "models:mlp", "--observable", "luck")[0] == 2
+
+
 def test_certify_with_a_twin(run: Run) -> None:
     status, out, _ = run("certify", "models:mlp", "--twin", "models:twin", "--json")
     assert status == 0

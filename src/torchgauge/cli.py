@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from threading import Timer
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -42,11 +42,15 @@ app = App(
 )
 
 Model = Annotated[str, Parameter(help="Hugging Face folder, .pt2 file, or package.module:callable.")]
+Observable = Annotated[
+    Literal["outputs", "probabilities"],
+    Parameter(help="What counts: all floating outputs, or the softmax of the logits."),
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
 
 
 @app.command
-def inspect(model: Model, /, *, json: Json = False) -> int:
+def inspect(model: Model, /, *, observable: Observable = "outputs", json: Json = False) -> int:
     """Print every parameter symmetry of MODEL, and what is rigid and why.
 
     A Hugging Face folder is read from its config.json alone: no weights are loaded.
@@ -59,7 +63,7 @@ def inspect(model: Model, /, *, json: Json = False) -> int:
             from torchgauge import infer
             from torchgauge.report import view_group
 
-            group = infer(loaded.model, loaded.args, loaded.kwargs)
+            group = infer(loaded.model, loaded.args, loaded.kwargs, observable=observable)
             return view_group(_subject(loaded), group)
 
     from torchgauge.report import render_inspect
@@ -73,10 +77,11 @@ def certify(
     /,
     *,
     twin: Annotated[str | None, Parameter(help="A small MODEL of the same architecture, for completeness.")] = None,
+    observable: Observable = "outputs",
     seed: Annotated[int, Parameter(help="Seed of the random elements and inputs.")] = 0,
     json: Json = False,
 ) -> int:
-    """Prove that the symmetries of MODEL are right and that none is missing.
+    """Show by measurement that the symmetries of MODEL are right and that none is missing.
 
     Exit status 1 when the certificate does not hold.
     """
@@ -90,7 +95,8 @@ def certify(
             from torchgauge.report import view_certificate
 
             pair = small and (small.model, small.args, small.kwargs)
-            certificate = certify(loaded.model, loaded.args, loaded.kwargs, twin=pair, seed=seed, tell=tell)
+            how: dict[str, Any] = {"twin": pair, "observable": observable, "seed": seed, "tell": tell}
+            certificate = certify(loaded.model, loaded.args, loaded.kwargs, **how)
             return view_certificate(_subject(loaded), certificate)
 
     from torchgauge.report import render_certify

@@ -40,7 +40,7 @@ def digits() -> Digits:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise TorchGaugeError(
-            "the demonstration reads scikit-learn's digits", "", "pip install 'torchgauge[demo]'"
+            "the demonstration reads scikit-learn's digits", "", "pip install scikit-learn"
         ) from error
     data = load_digits()
     x = torch.tensor(data.images, dtype=torch.float32) / 16  # pyright: ignore[reportAttributeAccessIssue]

@@ -19,6 +19,7 @@ from torchgauge.certify.twin import has_config, twin_of
 from torchgauge.errors import InputError, TorchGaugeError
 from torchgauge.gauge import GaugeGroup
 from torchgauge.infer import infer
+from torchgauge.observable import Observable, observed
 
 Twin = tuple[nn.Module, Sequence[Any], Mapping[str, Any]]
 
@@ -42,6 +43,7 @@ def certify(
     group: GaugeGroup | None = None,
     samples: int | None = None,
     twin: Twin | None = None,
+    observable: Observable = "outputs",
     seed: int = 0,
     tell: Tell | None = None,
 ) -> Certificate:
@@ -56,10 +58,11 @@ def certify(
         model: the module, left as it is; on the meta device only its twin is certified.
         args: example positional arguments; further inputs are drawn in their shape.
         kwargs: example keyword arguments.
-        group: the group to certify; inferred when None.
+        group: the group to certify, inferred for the same observable; inferred here when None.
         samples: a fixed number of inputs for the nullity; as many as it takes when None.
         twin: (module, args, kwargs), the same code with small widths. For a Hugging Face model it is built from the
             configuration.
+        observable: what of the outputs counts, as in `infer`.
         seed: of parameters, inputs and elements.
         tell: is told in words what is being done, for whoever waits.
 
@@ -72,6 +75,9 @@ def certify(
     start = time.monotonic()
     if samples is not None and samples < 1:
         raise InputError(f"samples is {samples}", remedy="Give a positive number of inputs, or None.")
+    model = observed(model, observable)
+    if twin is not None:
+        twin = (observed(twin[0], observable), *twin[1:])
     group = group if group is not None else infer(model, tuple(args), dict(kwargs or {}))
     generator = torch.Generator().manual_seed(seed)
     with without_dropout(model) as dropped:

@@ -98,7 +98,8 @@ def render_certify(view: CertifyView) -> RenderableType:
     elif view.certificate.sound and view.certificate.undecided:
         verdict = ("NOT DECIDED: the elements are right; whether they are all is open", "bold yellow")
     elif view.certificate.sound:
-        verdict = ("NOT COMPLETE: the elements are right, but they are not shown to be all", "bold yellow")
+        missing = f"{view.certificate.hidden} directions that change nothing are not among them"
+        verdict = (f"NOT COMPLETE: the elements are right, but {missing}", "bold yellow")
     else:
         verdict = ("NOT SOUND: an element changes the outputs", "bold red")
     return Group(_title(view.subject), Text(str(view.certificate)), Text(""), Text.assemble(verdict))
