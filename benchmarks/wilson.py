@@ -1,0 +1,469 @@
+"""Wilson lines against other solvers of dW/dt = w(t) W, at the same error and on one thread.
+
+    python benchmarks/wilson.py [--cases total,layers,gradient] [--sizes 8,64,256] [--targets 1e-6,1e-10] [--rounds 7]
+                                [--amplitude 1] [--clock cpu] [--json FILE]
+
+w is smooth: a mean and five Fourier modes on [0, 1], all coefficients Gaussian with entries of size amplitude/√d, in
+float64. Errors are largest entries, against SciPy's DOP853 at tolerance 3e-14. Every solver has a ladder of settings (a
+tolerance, or a number of slices); it is timed at the cheapest one whose error meets the target. Then all solvers of a
+case take turns, round by round; times are medians, and ratios are medians of the ratios within a round. The clock
+counts processor seconds, so that other work on the machine counts little; `--clock wall` takes wall-clock time.
+
+Peers are optional, and the table says which are missing:
+
+    pip install torchdiffeq torchode torch-linode diffrax
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+import argparse
+import importlib
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchgauge.ode.wilson import wilson
+
+MODES, LAYERS = 5, 32
+SECONDS = 20.0  # a setting that takes longer is not tried
+PEERS = ("torchdiffeq", "torchode", "torch_linode", "diffrax")
+
+
+def module(name: str) -> Any:
+    """The module, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+class Field:
+    """w(t) = A_0 + Σ_k A_k cos 2πkt + B_k sin 2πkt, as a function of many times and of one."""
+
+    def __init__(self, d: int, amplitude: float, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        scale = amplitude / math.sqrt(d)
+        self.d = d
+        self.coefficients = scale * torch.randn(2 * MODES + 1, d * d, dtype=torch.float64, generator=generator)
+        self.frequencies = 2 * math.pi * torch.arange(1, MODES + 1, dtype=torch.float64)
+        self.one = torch.ones(1, dtype=torch.float64)
+
+    def many(self, t: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        """[n] → [n, d, d]."""
+        phase = t[:, None] * self.frequencies
+        waves = torch.cat([torch.ones_like(t[:, None]), phase.cos(), phase.sin()], 1)
+        return (waves @ (self.coefficients if coefficients is None else coefficients)).view(-1, self.d, self.d)
+
+    def single(self, t: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        """[] → [d, d]."""
+        phase = t * self.frequencies
+        waves = torch.cat([self.one, phase.cos(), phase.sin()])
+        return (waves @ (self.coefficients if coefficients is None else coefficients)).view(self.d, self.d)
+
+    def reference(self, edges: np.ndarray) -> list[np.ndarray]:
+        """Lines between consecutive edges by SciPy."""
+        from scipy.integrate import solve_ivp
+
+        d, table, frequencies = self.d, self.coefficients.numpy(), self.frequencies.numpy()
+
+        def rate(t: float, y: np.ndarray) -> np.ndarray:
+            waves = np.concatenate([[1.0], np.cos(frequencies * t), np.sin(frequencies * t)])
+            return ((waves @ table).reshape(d, d) @ y.reshape(d, d)).ravel()
+
+        lines = []
+        for a, b in zip(edges, edges[1:], strict=False):
+            run = solve_ivp(rate, (a, b), np.eye(d).ravel(), "DOP853", rtol=3e-14, atol=3e-15, t_eval=[b])
+            lines.append(run.y[:, -1].reshape(d, d))
+        return lines
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way to compute the result of a case.
+
+    Attributes:
+        name: in the table.
+        ladder: settings from cheap to dear.
+        run: computes the result with a setting.
+        ours: whether it is torchgauge.
+        beside: reported, and not among the peers whose best counts.
+    """
+
+    name: str
+    ladder: Iterable[Any]
+    run: Callable[[Any], Any]
+    ours: bool = False
+    beside: bool = False
+
+
+def tolerances(start: float, stop: float) -> Iterator[float]:
+    """Quarter decades down from start to stop."""
+    exponent = -round(4 * math.log10(start))
+    while (value := 10 ** (-exponent / 4)) > stop * 0.99:
+        yield value
+        exponent += 1
+
+
+def counts(start: int, stop: int) -> Iterator[int]:
+    """Numbers of slices, in steps of about a tenth."""
+    n = start
+    while n <= stop:
+        yield n
+        n = max(n + 1, round(n * 1.08))
+
+
+def largest(value: Any, reference: Tensor) -> float:
+    value = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    error = float((value.detach() - reference).abs().max())
+    return error if math.isfinite(error) else math.inf
+
+
+def calibrate(solver: Solver, error_of: Callable[[Any], float], target: float) -> tuple[Any, float] | None:
+    """The first setting whose error meets the target, or None."""
+    for setting in solver.ladder:
+        begin = time.perf_counter()
+        try:
+            error = error_of(solver.run(setting))
+        except (RuntimeError, AssertionError) as failure:
+            print(f"  {solver.name} at {setting}: {failure}", flush=True)
+            return None
+        if error <= target:
+            return setting, error
+        if time.perf_counter() - begin > SECONDS:
+            print(f"  {solver.name} is left out: more than {SECONDS:.0f} s at {setting}", flush=True)
+            return None
+    return None
+
+
+def compete(
+    case: dict[str, Any], solvers: list[Solver], error_of: Callable[[Any], float], target: float, options: Any
+) -> list[dict[str, Any]]:
+    """Times all solvers in turns at the settings that meet the target, and prints a table."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    ready = []
+    for solver in solvers:
+        found = calibrate(solver, error_of, target)
+        if found is not None:
+            ready.append((solver, *found))
+        elif solver.ladder:
+            print(f"  {solver.name}: no setting of its ladder meets {target:.0e}", flush=True)
+    times: dict[str, list[float]] = {solver.name: [] for solver, *_ in ready}
+    for turn in range(options.rounds + 1):
+        for solver, setting, _ in ready:
+            repeats = 1 if turn == 0 else max(1, min(20, int(0.05 / max(times[solver.name][-1], 1e-6))))
+            taken = []
+            for _ in range(repeats):
+                begin = clock()
+                solver.run(setting)
+                taken.append(clock() - begin)
+            times[solver.name].append(statistics.median(taken))
+    times = {name: values[1:] for name, values in times.items()}  # the first turn warms up
+    ours = min((s.name for s, *_ in ready if s.ours), key=lambda name: statistics.median(times[name]))
+    rows = []
+    for solver, setting, error in ready:
+        ratios = [a / b for a, b in zip(times[solver.name], times[ours], strict=True)]
+        shown = f"{min(setting)}–{max(setting)}" if isinstance(setting, tuple) else setting
+        row = {**case, "target": target, "solver": solver.name, "setting": str(shown), "error": error}
+        row |= {"ms": 1e3 * statistics.median(times[solver.name]), "ratio": statistics.median(ratios)}
+        row |= {"ours": solver.ours, "beside": solver.beside}
+        rows.append(row)
+    print(f"\n{' '.join(f'{k}={v}' for k, v in case.items())}, error ≤ {target:.0e}")
+    for row in sorted(rows, key=lambda row: row["ms"]):
+        mark = "*" if row["solver"] == ours else " "
+        setting = row["setting"] if len(row["setting"]) < 8 else f"{float(row['setting']):.1e}"
+        print(
+            f" {mark}{row['solver']:<34}{setting:>11}{row['error']:>11.1e}{row['ms']:>11.2f} ms{row['ratio']:>9.2f} x"
+        )
+    peers = [row["ratio"] for row in rows if not row["ours"] and not row["beside"]]
+    if peers:
+        print(f"  ahead of the best peer: {min(peers):.1f} x", flush=True)
+    return rows
+
+
+def torchdiffeq_solvers(
+    right: Callable[[Tensor, Tensor], Tensor], start: Tensor, target: float, batch: str = ""
+) -> list[Solver]:
+    """dopri5 and dopri8; `step_t` keeps dopri8 from interpolating past the end."""
+    package = module("torchdiffeq")
+    if package is None:
+        return []
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def solve(method: str, tolerance: float) -> Tensor:
+        options = {"step_t": ends} if method == "dopri8" else {}
+        return package.odeint(right, start, ends, rtol=tolerance, atol=tolerance, method=method, options=options)[-1]
+
+    ladder = [*tolerances(target * 100, target / 1000)]
+    return [
+        Solver(f"torchdiffeq {method}{batch}", ladder, lambda tol, method=method: solve(method, tol))
+        for method in ("dopri5", "dopri8")
+    ]
+
+
+def torchode_solvers(field: Field, target: float) -> list[Solver]:
+    package = module("torchode")
+    if package is None:
+        return []
+    d = field.d
+    start = torch.eye(d, dtype=torch.float64).reshape(1, -1)
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+    def right(t: Tensor, y: Tensor) -> Tensor:
+        return (field.single(t[0]) @ y.view(d, d)).view(1, -1)
+
+    def solve(kind: str, tolerance: float) -> Tensor:
+        term = package.ODETerm(right)
+        controller = package.IntegralController(atol=tolerance, rtol=tolerance, term=term)
+        solver = package.AutoDiffAdjoint(getattr(package, kind)(term=term), controller)
+        return solver.solve(package.InitialValueProblem(start, zero, one)).ys[0, -1].view(d, d)
+
+    ladder = [*tolerances(target * 100, target / 1000)]
+    return [Solver(f"torchode {kind}", ladder, lambda tol, kind=kind: solve(kind, tol)) for kind in ("Tsit5", "Dopri5")]
+
+
+def linode_solvers(field: Field, target: float) -> list[Solver]:
+    """torch-linode moves vectors, so the columns of the identity make a batch."""
+    package = module("torch_linode")
+    if package is None:
+        return []
+    d = field.d
+    start, ends = torch.eye(d, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    class System(torch.nn.Module):
+        def forward(self, t: Tensor) -> Tensor:
+            return field.many(t.reshape(-1)).reshape(1, *t.shape, d, d)
+
+    system = System()
+
+    def solve(tolerance: float) -> Tensor:
+        run = package.odeint(system, start, ends, method="magnus", order=6, rtol=tolerance, atol=tolerance)
+        return run[:, -1].mT
+
+    return [Solver("torch-linode Magnus 6", [*tolerances(target * 100, target / 1000)] if d <= 64 else [], solve)]
+
+
+def diffrax_solvers(field: Field, target: float) -> list[Solver]:
+    """Jitted diffrax, reported beside: it needs JAX."""
+    package = module("diffrax")
+    if package is None:
+        return []
+    jax = module("jax")
+    jax.config.update("jax_enable_x64", True)
+    jnp, d = module("jax.numpy"), field.d
+    table, frequencies = jnp.asarray(field.coefficients.numpy()), jnp.asarray(field.frequencies.numpy())
+
+    def right(t: Any, y: Any, _: Any) -> Any:
+        waves = jnp.concatenate([jnp.ones(1), jnp.cos(t * frequencies), jnp.sin(t * frequencies)])
+        return (waves @ table).reshape(d, d) @ y
+
+    def solver_of(kind: str) -> Solver:
+        compiled: dict[float, Any] = {}
+
+        def run(tolerance: float) -> Any:
+            if tolerance not in compiled:
+                control = package.PIDController(rtol=tolerance, atol=tolerance)
+                compiled[tolerance] = jax.jit(
+                    lambda y: package.diffeqsolve(
+                        package.ODETerm(right), getattr(package, kind)(), 0.0, 1.0, None, y, stepsize_controller=control
+                    ).ys[0]
+                )
+            return compiled[tolerance](jnp.eye(d)).block_until_ready()
+
+        return Solver(f"diffrax {kind}, jitted", [*tolerances(target * 100, target / 1000)], run, beside=True)
+
+    return [solver_of("Dopri8"), solver_of("Tsit5")]
+
+
+def products(d: int, slices: int, result: Tensor) -> Solver:
+    """The matrix products of rk8 alone: ten for a slice and one to join it."""
+    a, b = torch.randn(2, slices, d, d, dtype=torch.float64)
+    out = torch.empty_like(a)
+
+    def run(_: Any) -> Tensor:
+        for _ in range(11):
+            for k in range(slices):
+                torch.mm(a[k], b[k], out=out[k])
+        return result
+
+    return Solver(f"(the matrix products of {slices} slices)", [""], run, beside=True)
+
+
+def total(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
+    """The line over [0, 1]."""
+    d, ends = field.d, [0.0, 1.0]
+    reference = torch.from_numpy(field.reference(np.array(ends))[0])
+    start = torch.eye(d, dtype=torch.float64)
+    fixed = [*counts(max(4, round(8 * (1e-6 / target) ** 0.125)), 400)]
+    ours = [
+        Solver("torchgauge, slices", fixed, lambda n: wilson(field.many, ends, slices=n).total, ours=True),
+        Solver(
+            "torchgauge, tolerance",
+            [*tolerances(target * 100, target / 1000)],
+            lambda tol: wilson(field.many, ends, tolerance=tol).total,
+            ours=True,
+        ),
+    ]
+    peers = torchdiffeq_solvers(lambda t, y: field.single(t) @ y, start, target)
+    peers += torchode_solvers(field, target) + linode_solvers(field, target) + diffrax_solvers(field, target)
+    with torch.no_grad():
+        found = calibrate(ours[0], lambda value: largest(value, reference), target)
+        if found is not None:
+            ours.append(products(d, found[0], reference))
+        return compete(
+            {"case": "total", "d": d}, ours + peers, lambda value: largest(value, reference), target, options
+        )
+
+
+def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
+    """The lines of all layers at once."""
+    d = field.d
+    edges = np.linspace(0, 1, LAYERS + 1)
+    reference = torch.from_numpy(np.stack(field.reference(edges)))
+    times, start = torch.from_numpy(edges), torch.eye(d, dtype=torch.float64)
+
+    def ours_of(method: str) -> Solver:
+        """One slice a layer, two where the error of one is too large, and so on."""
+
+        def run(counts: tuple[int, ...]) -> Tensor:
+            return wilson(field.many, times, slices=counts, method=method).layers
+
+        ladder = [(1,) * LAYERS]
+        for _ in range(3):
+            wrong = (run(ladder[-1]) - reference).abs().flatten(1).amax(1) > target
+            ladder.append(tuple(n + bool(bad) for n, bad in zip(ladder[-1], wrong, strict=True)))
+        return Solver(f"torchgauge {method}, slices", ladder, run, ours=True)
+
+    ours = [ours_of(method) for method in ("rk4", "rk6", "rk8")]
+    ours.append(
+        Solver(
+            "torchgauge, tolerance",
+            [*tolerances(target * 1000, target / 1000)],
+            lambda tol: wilson(field.many, times, tolerance=tol).layers,
+            ours=True,
+        )
+    )
+
+    def one_by_one(tolerance: float, method: str) -> Tensor:
+        package, lines = module("torchdiffeq"), []
+        for a, b in zip(times, times[1:], strict=False):
+            ends = torch.stack([a, b])
+            options = {"step_t": ends} if method == "dopri8" else {}
+            right = lambda t, y: field.single(t) @ y  # noqa: E731
+            lines.append(
+                package.odeint(right, start, ends, rtol=tolerance, atol=tolerance, method=method, options=options)[-1]
+            )
+        return torch.stack(lines)
+
+    def all_at_once(t: Tensor, y: Tensor) -> Tensor:
+        return (field.many(times[:-1] + t / LAYERS) @ y) / LAYERS
+
+    peers = []
+    if module("torchdiffeq") is not None:
+        ladder = [*tolerances(target * 100, target / 1000)]
+        for method in ("dopri5", "dopri8"):
+            run = lambda tol, method=method: one_by_one(tol, method)  # noqa: E731
+            peers.append(Solver(f"torchdiffeq {method}, layer by layer", ladder, run))
+        together = torchdiffeq_solvers(
+            all_at_once, start.expand(LAYERS, d, d).contiguous(), target, ", stacked by hand"
+        )
+        peers += [Solver(s.name, s.ladder, s.run, beside=True) for s in together]
+    with torch.no_grad():
+        return compete(
+            {"case": "layers", "layers": LAYERS, "d": d},
+            ours + peers,
+            lambda value: largest(value, reference),
+            target,
+            options,
+        )
+
+
+def gradient(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
+    """The line over [0, 1] and the gradient of a linear function of it with respect to all coefficients of w."""
+    d, ends = field.d, [0.0, 1.0]
+    reference = torch.from_numpy(field.reference(np.array(ends))[0])
+    readout = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    start = torch.eye(d, dtype=torch.float64)
+
+    def with_gradient(line: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        table = field.coefficients.clone().requires_grad_()
+        value = line(table)
+        return value, torch.autograd.grad((value * readout).sum(), table)[0]
+
+    exact = with_gradient(lambda table: wilson(lambda t: field.many(t, table), ends, slices=120).total)[1]
+
+    def error_of(result: tuple[Tensor, Tensor]) -> float:
+        return max(largest(result[0], reference), largest(result[1], exact))
+
+    def ours_of(**options: Any) -> tuple[Tensor, Tensor]:
+        return with_gradient(lambda table: wilson(lambda t: field.many(t, table), ends, **options).total)
+
+    ladder = [*tolerances(target * 100, target / 1000)]
+    solvers = [
+        Solver("torchgauge, slices", [*counts(8, 400)], lambda n: ours_of(slices=n), ours=True),
+        Solver("torchgauge, tolerance", ladder, lambda tol: ours_of(tolerance=tol), ours=True),
+    ]
+    package = module("torchdiffeq")
+    if package is not None:
+        stops = torch.tensor(ends, dtype=torch.float64)
+
+        def solve(method: str, tolerance: float) -> tuple[Tensor, Tensor]:
+            options = {"step_t": stops} if method == "dopri8" else {}
+            return with_gradient(
+                lambda table: package.odeint(
+                    lambda t, y: field.single(t, table) @ y,
+                    *(start, stops),
+                    rtol=tolerance,
+                    atol=tolerance,
+                    method=method,
+                    options=options,
+                )[-1]
+            )
+
+        for method in ("dopri5", "dopri8"):
+            solvers.append(
+                Solver(f"torchdiffeq {method}, backprop", ladder, lambda tol, method=method: solve(method, tol))
+            )
+    return compete({"case": "gradient", "d": d}, solvers, error_of, target, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="total,layers,gradient")
+    parser.add_argument("--sizes", default="8,64,256", help="d of the case 'total'; the others take 64")
+    parser.add_argument("--targets", default="1e-6,1e-10")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--amplitude", type=float, default=1.0)
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    missing = [name for name in PEERS if module(name) is None]
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, {options.clock} time")
+    print(f"missing peers: {', '.join(missing) or 'none'}", flush=True)
+    rows = []
+    for case in options.cases.split(","):
+        run = {"total": total, "layers": layers, "gradient": gradient}[case]
+        for d in [int(d) for d in options.sizes.split(",")] if case == "total" else [64]:
+            for target in map(float, options.targets.split(",")):
+                rows += run(Field(d, options.amplitude), target, options)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()

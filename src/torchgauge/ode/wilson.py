@@ -1,0 +1,194 @@
+"""Wilson lines: time-ordered exponentials W_{t:s} = P exp ∫_s^t w dt' of linear fields (paper, (28)–(32))."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from torchgauge.errors import InputError
+from torchgauge.ode.calculus import Path
+from torchgauge.ode.fields import LinearField
+from torchgauge.ode.magnus import Magnus4, Magnus6
+from torchgauge.ode.magnus_free import CommutatorFree4
+from torchgauge.ode.products import ordered_products, prefix_products
+from torchgauge.ode.runge_kutta import RK4, RK6, RK8
+from torchgauge.ode.wilson_base import Method, transformed
+from torchgauge.ode.wilson_mesh import SMALL, Mesh, block, even, explain, plan, promising, sample
+from torchgauge.ode.wilson_source import Edges, Source
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (RK4, RK6, RK8, Magnus4(), Magnus6(), CommutatorFree4())
+}
+
+
+MANY_LAYERS = 6  # of more, each may be so short that a method of lower order does
+
+
+@dataclass(frozen=True, eq=False)
+class WilsonLines:
+    """Time-ordered exponentials over consecutive layers. The later factor stands on the left.
+
+    Attributes:
+        edges: times [L + 1].
+        layers: lines from edges[n] to edges[n + 1], [L, ..., D, D]. D = d; with a b, D = d + 1 and they are
+            [[w̄, b̄], [0, 1]] (32).
+        affine: whether there is a b.
+        method: name of the method.
+        slices: how many slices each layer was cut into.
+        error: estimated rms error of a unit vector transported along the worst layer; NaN where slices were given.
+    """
+
+    edges: Tensor
+    layers: Tensor
+    affine: bool
+    method: str
+    slices: tuple[int, ...]
+    error: float
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The line from the first edge to the last, [..., D, D]."""
+        if len(self.layers) == 1:
+            return self.layers[0]
+        if "prefix" in self.__dict__:
+            return self.prefix[-1]
+        layers = self.layers.reshape(len(self.layers), -1, *self.layers.shape[-2:])
+        return ordered_products(layers, [len(layers)]).reshape(self.layers.shape[1:])
+
+    @cached_property
+    def prefix(self) -> Tensor:
+        """The lines from the first edge to every edge, [L + 1, ..., D, D]; the first is the identity."""
+        layers = self.layers.reshape(len(self.layers), -1, *self.layers.shape[-2:])
+        return prefix_products(layers).reshape(len(layers) + 1, *self.layers.shape[1:])
+
+    def split(self, line: Tensor) -> tuple[Tensor, Tensor]:
+        """The homogeneous part w̄ [..., d, d] and the inhomogeneous part b̄ [..., d] of lines, x ↦ w̄ x + b̄."""
+        if not self.affine:
+            return line, line.new_zeros(line.shape[:-1])
+        return line[..., :-1, :-1], line[..., :-1, -1]
+
+
+def wilson(
+    w: LinearField | Path | Tensor,
+    edges: Tensor | Sequence[float],
+    b: Path | Tensor | None = None,
+    *,
+    tolerance: float | None = None,
+    slices: int | Sequence[int] | None = None,
+    method: str | Method = "auto",
+    group_preserving: bool = False,
+    reverse: bool = False,
+    max_slices: int = 20_000,
+) -> WilsonLines:
+    """Time-ordered exponentials over consecutive layers, all slices of all layers in one batch.
+
+        lines = wilson(w, torch.linspace(0, 1, 33, dtype=torch.float64))
+        lines.layers, lines.prefix, lines.total
+
+    Args:
+        w: w(t): a callable or module that maps times [n] to [n, d, d] (preferred), or one time [] to [d, d]; a tensor
+            [d, d]; `Sampled(times, values)`; or a `LinearField`, which brings its b. A batch of fields has axes before
+            [d, d]. A jump of w is allowed at an edge.
+        edges: times [L + 1], increasing; or decreasing, for lines back in time.
+        b: b(t) [d] of dx/dt = w x + b, in the same ways.
+        tolerance: for each layer, the rms error of a transported random unit vector, relative where the line grows.
+            Errors are estimated, not bounded. By default eps^(4/5) of w's dtype, 3e-13 in float64.
+        slices: fixed number of slices of each layer, instead of a tolerance.
+        method: "rk8", "rk6", "rk4", "magnus6", "magnus4", "free4", or a `Method`. "auto" is rk8, or with many layers a
+            cheaper one for which one slice of each is enough.
+        group_preserving: choose a method that keeps lines in the group, such as SO(d) for antisymmetric w, to rounding.
+        reverse: take the edges from last to first: inverse lines, the last layer's first.
+        max_slices: where the search for a mesh gives up.
+
+    Returns:
+        The lines, in the dtype and on the device of w, differentiable in what w, b and edges depend on.
+
+    Raises:
+        EdgesError: edges that are not in order.
+        FieldError: w or b of the wrong shape, or not finite.
+        InputError: options that contradict each other.
+        SolverError: a tolerance out of reach.
+    """
+    ends = Edges.of(edges, reverse)
+    source = Source(w, b, ends)
+    chosen = _method(method, group_preserving)
+    if slices is None:
+        if transformed():
+            remedy = "Pass slices=..., a fixed number for each layer."
+            raise InputError("a mesh cannot be chosen inside a transformation of torch.func", "tolerance", remedy)
+        chosen, mesh, factors = _planned(
+            chosen, method == "auto", source, ends, _tolerance(tolerance, source), max_slices
+        )
+        if torch.is_grad_enabled() and (source.requires_grad or ends.times.requires_grad):
+            factors = None
+    else:
+        if tolerance is not None:
+            raise InputError("a tolerance and a number of slices cannot both be met", "slices", "Pass one of the two.")
+        mesh, factors = even(_counts(slices, len(ends) - 1)), None
+    if factors is None:
+        factors = _propagate(chosen, source, mesh, ends)
+    layers = ordered_products(factors, mesh.counts)
+    # a sum is finite only if all terms are, and costs a tenth of asking each
+    if not transformed() and not isfinite(abs(layers.detach().sum().item())) and not bool(layers.isfinite().all()):
+        explain(source, mesh, ends, chosen.nodes)
+    layers = layers.reshape(len(layers), *source.batch, source.size, source.size)
+    return WilsonLines(ends.times, layers, source.affine, chosen.name, mesh.counts, mesh.error)
+
+
+def _method(method: str | Method, group_preserving: bool) -> Method:
+    if isinstance(method, str):
+        if method == "auto":
+            return METHODS["magnus6" if group_preserving else "rk8"]
+        if method not in METHODS:
+            raise InputError(
+                f"no method is called {method!r}", "method", f"Use one of {', '.join(('auto', *METHODS))}."
+            )
+        method = METHODS[method]
+    if group_preserving and not method.group_preserving:
+        names = ", ".join(name for name, known in METHODS.items() if known.group_preserving)
+        raise InputError(f"{method.name} does not keep lines in the group", "group_preserving", f"Use one of {names}.")
+    return method
+
+
+def _tolerance(tolerance: float | None, source: Source) -> float:
+    eps = torch.finfo(source.dtype).eps
+    if tolerance is None:
+        return eps**0.8
+    if not tolerance > 0:
+        raise InputError(f"a tolerance must be positive, not {tolerance}", "tolerance", "Pass None for the default.")
+    return max(float(tolerance), 32 * eps)
+
+
+def _counts(slices: int | Sequence[int], layers: int) -> list[int]:
+    counts = [slices] * layers if isinstance(slices, int) else [int(n) for n in slices]
+    if len(counts) != layers or min(counts) < 1:
+        what = f"slices must be a positive number, or one for each of the {layers} layers, got {slices}"
+        raise InputError(what, "slices", "Pass an int, or a sequence of them as long as there are layers.")
+    return counts
+
+
+def _planned(
+    method: Method, free: bool, source: Source, edges: Edges, tolerance: float, most: int
+) -> tuple[Method, Mesh, Tensor | None]:
+    """The mesh; where the method is free, that of a cheaper one if short slices of it are enough for many layers."""
+    if free and method is RK8 and len(edges) > MANY_LAYERS and source.size > SMALL:
+        for cheaper in (RK4, RK6):
+            if promising(cheaper, source, edges, tolerance):
+                mesh, lines = plan(cheaper, source, edges, tolerance, most)
+                if (cheaper.products + 1) * len(mesh) <= (RK8.products + 1) * len(mesh.counts):
+                    return cheaper, mesh, lines
+    return method, *plan(method, source, edges, tolerance, most)
+
+
+def _propagate(method: Method, source: Source, mesh: Mesh, edges: Edges) -> Tensor:
+    """Lines of the slices, [N, fields, D, D]; w is sampled block by block."""
+    parts, length = [], block(source, len(method.nodes))
+    for start in range(0, len(mesh), length):
+        part = mesh.part(start, min(start + length, len(mesh)))
+        parts.append(method.propagators(sample(source, part, edges, method.nodes), part.steps(edges)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
