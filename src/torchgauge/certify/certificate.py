@@ -111,8 +111,8 @@ class Certificate:
             lines.append("hidden in  " + ", ".join(shares[:4]) + (", …" if len(shares) > 4 else ""))
         if self.approximate:
             lines.append(
-                f"ε-only     {self.approximate_dimension} more{' on the twin' if self.twin else ''}, approximate and not "
-                f"counted; `inspect` marks such factors with ≈"
+                f"ε-only     {self.approximate_dimension} more{' on the twin' if self.twin else ''}, approximate and "
+                "not counted; `inspect` marks such factors with ≈"
             )
         if self.dead_parameters:
             lines.append(f"dead       {self.dead_parameters} parameter entries are read by no input; not counted")
