@@ -22,101 +22,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
 import argparse
-import importlib
 import json
 import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from wilson_peers import (
+    Field,
+    Solver,
+    diffrax_gradients,
+    diffrax_solvers,
+    linode_solvers,
+    module,
+    tolerances,
+    torchdiffeq_solvers,
+    torchode_solvers,
+)
 
 from torchgauge.ode.wilson import wilson
 
-MODES, LAYERS = 5, 32
-SECONDS = 20.0  # a setting that takes longer is not tried
+LAYERS = 32
+SECONDS = 20.0  # of processor time; after a setting that took longer, no further one is tried
 PEERS = ("torchdiffeq", "torchode", "torch_linode", "diffrax")
-
-
-def module(name: str) -> Any:
-    """The module, or None where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
-class Field:
-    """w(t) = A_0 + Σ_k A_k cos 2πkt + B_k sin 2πkt, as a function of many times and of one."""
-
-    def __init__(self, d: int, amplitude: float, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        scale = amplitude / math.sqrt(d)
-        self.d = d
-        self.coefficients = scale * torch.randn(2 * MODES + 1, d * d, dtype=torch.float64, generator=generator)
-        self.frequencies = 2 * math.pi * torch.arange(1, MODES + 1, dtype=torch.float64)
-        self.one = torch.ones(1, dtype=torch.float64)
-
-    def many(self, t: Tensor, coefficients: Tensor | None = None) -> Tensor:
-        """[n] → [n, d, d]."""
-        phase = t[:, None] * self.frequencies
-        waves = torch.cat([torch.ones_like(t[:, None]), phase.cos(), phase.sin()], 1)
-        return (waves @ (self.coefficients if coefficients is None else coefficients)).view(-1, self.d, self.d)
-
-    def single(self, t: Tensor, coefficients: Tensor | None = None) -> Tensor:
-        """[] → [d, d]."""
-        phase = t * self.frequencies
-        waves = torch.cat([self.one, phase.cos(), phase.sin()])
-        return (waves @ (self.coefficients if coefficients is None else coefficients)).view(self.d, self.d)
-
-    def reference(self, edges: np.ndarray) -> list[np.ndarray]:
-        """Lines between consecutive edges by SciPy."""
-        from scipy.integrate import solve_ivp
-
-        d, table, frequencies = self.d, self.coefficients.numpy(), self.frequencies.numpy()
-
-        def rate(t: float, y: np.ndarray) -> np.ndarray:
-            waves = np.concatenate([[1.0], np.cos(frequencies * t), np.sin(frequencies * t)])
-            return ((waves @ table).reshape(d, d) @ y.reshape(d, d)).ravel()
-
-        lines = []
-        for a, b in zip(edges, edges[1:], strict=False):
-            run = solve_ivp(rate, (a, b), np.eye(d).ravel(), "DOP853", rtol=3e-14, atol=3e-15, t_eval=[b])
-            lines.append(run.y[:, -1].reshape(d, d))
-        return lines
-
-
-@dataclass(frozen=True)
-class Solver:
-    """A way to compute the result of a case.
-
-    Attributes:
-        name: in the table.
-        ladder: settings from cheap to dear.
-        run: computes the result with a setting.
-        ours: whether it is torchgauge.
-        beside: reported, and not among the peers whose best counts.
-    """
-
-    name: str
-    ladder: Iterable[Any]
-    run: Callable[[Any], Any]
-    ours: bool = False
-    beside: bool = False
-
-
-def tolerances(start: float, stop: float) -> Iterator[float]:
-    """Quarter decades down from start to stop."""
-    exponent = -round(4 * math.log10(start))
-    while (value := 10 ** (-exponent / 4)) > stop * 0.99:
-        yield value
-        exponent += 1
 
 
 def counts(start: int, stop: int) -> Iterator[int]:
@@ -135,8 +69,10 @@ def largest(value: Any, reference: Tensor) -> float:
 
 def calibrate(solver: Solver, error_of: Callable[[Any], float], target: float) -> tuple[Any, float] | None:
     """The first setting whose error meets the target, or None."""
-    for setting in solver.ladder:
-        begin = time.perf_counter()
+    for first, setting in enumerate(solver.ladder):
+        if solver.compiles and first == 0:
+            solver.run(setting)
+        begin = time.process_time()
         try:
             error = error_of(solver.run(setting))
         except (RuntimeError, AssertionError) as failure:
@@ -144,7 +80,7 @@ def calibrate(solver: Solver, error_of: Callable[[Any], float], target: float) -
             return None
         if error <= target:
             return setting, error
-        if time.perf_counter() - begin > SECONDS:
+        if time.process_time() - begin > SECONDS:
             print(f"  {solver.name} is left out: more than {SECONDS:.0f} s at {setting}", flush=True)
             return None
     return None
@@ -193,100 +129,6 @@ def compete(
     if peers:
         print(f"  ahead of the best peer: {min(peers):.1f} x", flush=True)
     return rows
-
-
-def torchdiffeq_solvers(
-    right: Callable[[Tensor, Tensor], Tensor], start: Tensor, target: float, batch: str = ""
-) -> list[Solver]:
-    """dopri5 and dopri8; `step_t` keeps dopri8 from interpolating past the end."""
-    package = module("torchdiffeq")
-    if package is None:
-        return []
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-
-    def solve(method: str, tolerance: float) -> Tensor:
-        options = {"step_t": ends} if method == "dopri8" else {}
-        return package.odeint(right, start, ends, rtol=tolerance, atol=tolerance, method=method, options=options)[-1]
-
-    ladder = [*tolerances(target * 100, target / 1000)]
-    return [
-        Solver(f"torchdiffeq {method}{batch}", ladder, lambda tol, method=method: solve(method, tol))
-        for method in ("dopri5", "dopri8")
-    ]
-
-
-def torchode_solvers(field: Field, target: float) -> list[Solver]:
-    package = module("torchode")
-    if package is None:
-        return []
-    d = field.d
-    start = torch.eye(d, dtype=torch.float64).reshape(1, -1)
-    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-
-    def right(t: Tensor, y: Tensor) -> Tensor:
-        return (field.single(t[0]) @ y.view(d, d)).view(1, -1)
-
-    def solve(kind: str, tolerance: float) -> Tensor:
-        term = package.ODETerm(right)
-        controller = package.IntegralController(atol=tolerance, rtol=tolerance, term=term)
-        solver = package.AutoDiffAdjoint(getattr(package, kind)(term=term), controller)
-        return solver.solve(package.InitialValueProblem(start, zero, one)).ys[0, -1].view(d, d)
-
-    ladder = [*tolerances(target * 100, target / 1000)]
-    return [Solver(f"torchode {kind}", ladder, lambda tol, kind=kind: solve(kind, tol)) for kind in ("Tsit5", "Dopri5")]
-
-
-def linode_solvers(field: Field, target: float) -> list[Solver]:
-    """torch-linode moves vectors, so the columns of the identity make a batch."""
-    package = module("torch_linode")
-    if package is None:
-        return []
-    d = field.d
-    start, ends = torch.eye(d, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
-
-    class System(torch.nn.Module):
-        def forward(self, t: Tensor) -> Tensor:
-            return field.many(t.reshape(-1)).reshape(1, *t.shape, d, d)
-
-    system = System()
-
-    def solve(tolerance: float) -> Tensor:
-        run = package.odeint(system, start, ends, method="magnus", order=6, rtol=tolerance, atol=tolerance)
-        return run[:, -1].mT
-
-    return [Solver("torch-linode Magnus 6", [*tolerances(target * 100, target / 1000)] if d <= 64 else [], solve)]
-
-
-def diffrax_solvers(field: Field, target: float) -> list[Solver]:
-    """Jitted diffrax, reported beside: it needs JAX."""
-    package = module("diffrax")
-    if package is None:
-        return []
-    jax = module("jax")
-    jax.config.update("jax_enable_x64", True)
-    jnp, d = module("jax.numpy"), field.d
-    table, frequencies = jnp.asarray(field.coefficients.numpy()), jnp.asarray(field.frequencies.numpy())
-
-    def right(t: Any, y: Any, _: Any) -> Any:
-        waves = jnp.concatenate([jnp.ones(1), jnp.cos(t * frequencies), jnp.sin(t * frequencies)])
-        return (waves @ table).reshape(d, d) @ y
-
-    def solver_of(kind: str) -> Solver:
-        compiled: dict[float, Any] = {}
-
-        def run(tolerance: float) -> Any:
-            if tolerance not in compiled:
-                control = package.PIDController(rtol=tolerance, atol=tolerance)
-                compiled[tolerance] = jax.jit(
-                    lambda y: package.diffeqsolve(
-                        package.ODETerm(right), getattr(package, kind)(), 0.0, 1.0, None, y, stepsize_controller=control
-                    ).ys[0]
-                )
-            return compiled[tolerance](jnp.eye(d)).block_until_ready()
-
-        return Solver(f"diffrax {kind}, jitted", [*tolerances(target * 100, target / 1000)], run, beside=True)
-
-    return [solver_of("Dopri8"), solver_of("Tsit5")]
 
 
 def products(d: int, slices: int, result: Tensor) -> Solver:
@@ -352,7 +194,7 @@ def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
     ours.append(
         Solver(
             "torchgauge, tolerance",
-            [*tolerances(target * 1000, target / 1000)],
+            [*tolerances(target * 1e4, target / 1000)],
             lambda tol: wilson(field.many, times, tolerance=tol).layers,
             ours=True,
         )
@@ -374,7 +216,7 @@ def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
 
     peers = []
     if module("torchdiffeq") is not None:
-        ladder = [*tolerances(target * 100, target / 1000)]
+        ladder = [*tolerances(target * 1e4, target / 1000)]
         for method in ("dopri5", "dopri8"):
             run = lambda tol, method=method: one_by_one(tol, method)  # noqa: E731
             peers.append(Solver(f"torchdiffeq {method}, layer by layer", ladder, run))
@@ -382,6 +224,8 @@ def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
             all_at_once, start.expand(LAYERS, d, d).contiguous(), target, ", stacked by hand"
         )
         peers += [Solver(s.name, s.ladder, s.run, beside=True) for s in together]
+    peers += torchode_solvers(field, target, times) + linode_solvers(field, target, times)
+    peers += diffrax_solvers(field, target, edges)
     with torch.no_grad():
         return compete(
             {"case": "layers", "layers": LAYERS, "d": d},
@@ -438,7 +282,29 @@ def gradient(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
             solvers.append(
                 Solver(f"torchdiffeq {method}, backprop", ladder, lambda tol, method=method: solve(method, tol))
             )
+    solvers += diffrax_gradients(field, readout, target)
     return compete({"case": "gradient", "d": d}, solvers, error_of, target, options)
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The table of docs/wilson.md: per case our time, and how much longer the others take."""
+    yield "| case | d | error | torchgauge | best peer | ahead | next peer | ahead | diffrax, jitted | own products |"
+    yield "|---|---:|---:|---:|---|---:|---|---:|---:|---:|"
+    keys = dict.fromkeys((row["case"], row["d"], row["target"]) for row in rows)
+    for case, d, target in keys:
+        group = [row for row in rows if (row["case"], row["d"], row["target"]) == (case, d, target)]
+        ours = min(row["ms"] for row in group if row["ours"])
+        peers: dict[str, float] = {}
+        for row in group:  # the best method of each package
+            if not row["ours"] and not row["beside"]:
+                package = row["solver"].split()[0]
+                peers[package] = min(row["ratio"], peers.get(package, math.inf))
+        best = [*sorted(peers.items(), key=lambda item: item[1]), ("", math.nan), ("", math.nan)][:2]
+        shown = " | ".join(f"{name} | {ratio:.1f}×" if name else " | " for name, ratio in best)
+        jitted = min((row["ratio"] for row in group if row["solver"].startswith("diffrax")), default=math.nan)
+        own = [row["ratio"] for row in group if row["solver"].startswith("(")]
+        products = f"{1 / own[0]:.2f}×" if own else ""
+        yield f"| {case} | {d} | {target:.0e} | {ours:.3g} ms | {shown} | {jitted:.1f}× | {products} |"
 
 
 def main() -> None:
@@ -461,6 +327,7 @@ def main() -> None:
         for d in [int(d) for d in options.sizes.split(",")] if case == "total" else [64]:
             for target in map(float, options.targets.split(",")):
                 rows += run(Field(d, options.amplitude), target, options)
+    print("\n" + "\n".join(summary(rows)))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1, default=str))
 

@@ -185,3 +185,13 @@ def test_what_cannot_be_inverted_is_named() -> None:
     square = ode.Spatial(lambda t, y: y * y + 1)
     with pytest.raises(ode.FoldError, match="could not be inverted"):
         square.invert(torch.tensor(0.5).double(), torch.tensor([[-3.0]]).double())
+
+
+def test_a_field_that_is_pulled_back_along_a_fold_is_named() -> None:
+    """Where the Jacobian has changed its sign no solver stops by itself: the field is finite on both sides."""
+    folding = ode.Spatial(lambda t, x: x - 8 * ode.bump(t) * torch.sin(2 * x))
+    moved = ode.pullback(lambda t, x: torch.zeros_like(x), folding)
+    with pytest.raises(ode.FoldError, match="reverses orientation"):
+        moved(torch.tensor(0.5, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64))
+    with pytest.raises((ode.FoldError, ode.SolverError)):
+        ode.solve(moved, torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None])

@@ -28,6 +28,12 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch.Size([5, 3]) torch.Size([1, 5, 3]) torch.Size([5, 2])" in capsys.readouterr().out
 
 
+def test_the_examples_on_wilson_lines_run() -> None:
+    page = (ROOT / "docs" / "wilson.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "docs/wilson.md", "exec"), {"__name__": "docs"})
+
+
 def test_every_equation_has_a_row() -> None:
     covered: list[int] = []
     for row in ROWS:

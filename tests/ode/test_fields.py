@@ -118,3 +118,12 @@ def test_kicks_are_sorted_and_checked() -> None:
     assert [jump.time for jump in ode.ImpulsiveField(field, [ode.Jump(0.5, torch.relu)]).jumps] == [0.2, 0.5, 0.7]
     with pytest.raises(ode.FieldError, match="different times inside"):
         ode.ImpulsiveField(lambda t, x: x, [ode.Jump(1.0, torch.relu)])
+
+
+def test_coefficients_that_are_no_numbers_are_named() -> None:
+    with pytest.raises(ode.FieldError, match=r"holds torch\.int64"):
+        ode.LinearField(torch.ones(3, 3, dtype=torch.long))
+    with pytest.raises(ode.FieldError, match="is a NoneType"):
+        ode.LinearField(None)  # type: ignore[arg-type]
+    with pytest.raises(ode.FieldError, match="b must be a tensor"):
+        ode.LinearField(torch.eye(3), 1.0)  # type: ignore[arg-type]

@@ -164,3 +164,9 @@ def test_a_missing_solver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ode.SolverError, match="torchgauge\\[ode\\]"):
         ode.solve(linear_field(2), normal(1, 2))
+
+
+def test_a_solver_that_gets_nowhere_stops() -> None:
+    accuracy = ode.Accuracy("dopri5", 1e-10, 1e-12, options={"max_num_steps": 20})
+    with pytest.raises(ode.SolverError, match="max_num_steps"):
+        ode.solve(lambda t, x: torch.cos(300 * t) * x, torch.ones(2, dtype=torch.float64), accuracy=accuracy)

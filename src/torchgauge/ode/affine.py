@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchgauge.ode.calculus import Path, map_times, sample, velocity, with_velocity
 from torchgauge.ode.coefficients import Coefficients
 from torchgauge.ode.diffeomorphism import Diffeomorphism, Tangent
-from torchgauge.ode.errors import DiffeomorphismError
+from torchgauge.ode.errors import DiffeomorphismError, FoldError
 from torchgauge.ode.paths import Span
 
 
@@ -195,7 +195,13 @@ class Gauged(Coefficients):
         extra = w.ndim - 3  # a batch of fields under one gauge transformation
         gauge, rate = (m.reshape(len(times), *([1] * extra), *m.shape[1:]) if m.ndim == 3 else m for m in (gauge, rate))
         frame = gauge[..., :-1, :-1]
-        new = torch.linalg.solve(frame, torch.cat([w, bias], -1) @ gauge - rate[..., :-1, :])
+        try:
+            new = torch.linalg.solve(frame, torch.cat([w, bias], -1) @ gauge - rate[..., :-1, :])
+        except torch.linalg.LinAlgError as error:
+            flat = torch.linalg.svdvals(frame)[..., -1].reshape(len(times), -1).amin(1)
+            moment = float(times[int(flat.argmin())])
+            what = f"the gauge transformation G(t) is singular at t = {moment:.6g}"
+            raise FoldError(what, f"t = {moment:.6g}", "G must stay invertible: make it smaller.") from error
         return new[..., :-1], None if b is None and self.gauge.linear else new[..., -1]
 
 

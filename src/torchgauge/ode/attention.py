@@ -165,7 +165,7 @@ def attention_weights(node: ImpulsiveField, tolerance: float | None = None) -> t
     Raises:
         FieldError: the field is not of that kind.
     """
-    field, jumps = node.field, node.jumps
+    field, jumps = (node.field, node.jumps) if isinstance(node, ImpulsiveField) else (node, ())
     if not isinstance(field, LinearField) or len(jumps) != 1 or not isinstance(jumps[0].map, Kick):
         what = "attention is what a linear field with one Kick integrates to, and this field is another one"
         raise FieldError(what, type(field).__name__, "Make it with `kicked`; shifts c(t) change the form of a kick.")
@@ -186,9 +186,9 @@ def attention_of(node: ImpulsiveField, tolerance: float | None = None) -> Residu
 
     Args, Raises: as for `attention_weights`.
     """
-    kick = node.jumps[0].map if node.jumps else None
-    activation = kick.activation if isinstance(kick, Kick) else None
-    return ResidualAttention(*attention_weights(node, tolerance), activation)
+    weights = attention_weights(node, tolerance)
+    kick = node.jumps[0].map
+    return ResidualAttention(*weights, kick.activation if isinstance(kick, Kick) else None)
 
 
 def node_of(attention: ResidualAttention, time: float = 0.5, field: LinearField | None = None) -> ImpulsiveField:

@@ -60,6 +60,12 @@ class Given(Coefficients):
 
     def __init__(self, w: Path | Tensor, b: Path | Tensor | None) -> None:
         super().__init__()
+        for name, value in (("w", w), ("b", b)):
+            if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+                raise FieldError(f"{name} holds {value.dtype}, which is no real number", name, "Convert it to float64.")
+            if not (isinstance(value, Tensor) or callable(value) or (name == "b" and value is None)):
+                what = f"{name} must be a tensor, a callable of time or a module, and is a {type(value).__name__}"
+                raise FieldError(what, f"{name} of a linear field", "Wrap samples in Sampled(times, values).")
         self.w = Constant(w) if isinstance(w, Tensor) else w
         self.b = Constant(b) if isinstance(b, Tensor) else b
 

@@ -202,6 +202,18 @@ def as_field(function: Callable[[Tensor, Tensor], Tensor], span: Span | None = N
     return VectorField(function, span or (0.0, 1.0))
 
 
+def as_linear(field: object, purpose: str) -> LinearField:
+    """A linear field, for what only these can do.
+
+    Raises:
+        FieldError: any other field.
+    """
+    if not isinstance(field, LinearField):
+        what = f"{purpose} needs a linear field dx/dt = w(t) x + b(t), and got a {type(field).__name__}"
+        raise FieldError(what, "field", "Make one with LinearField(w, b).")
+    return field
+
+
 def checked_span(span: Span) -> Span:
     """A span of time as a pair of floats.
 

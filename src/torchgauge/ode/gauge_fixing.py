@@ -17,7 +17,7 @@ from torchgauge.ode.affine import Affine
 from torchgauge.ode.calculus import velocity
 from torchgauge.ode.coefficients import Coefficients, Given
 from torchgauge.ode.families import random_affine, random_diffeomorphism
-from torchgauge.ode.fields import Field, LinearField, as_field
+from torchgauge.ode.fields import Field, LinearField, as_field, as_linear
 from torchgauge.ode.lines import LinePath, layer_lines
 from torchgauge.ode.logarithm import principal_logarithm, refuse_negative_axis
 from torchgauge.ode.paths import Span
@@ -40,6 +40,7 @@ class GaugeFixed:
 
 def total_line(field: LinearField) -> Tensor:
     """The affine Wilson line over the whole span, [[W_{T:0}, β], [0, 1]]: x(T) = W x(0) + β."""
+    field = as_linear(field, "a total Wilson line")
     edges = torch.tensor(field.span, dtype=field.dtype, device=field.device)
     return layer_lines(field, edges)[0]
 

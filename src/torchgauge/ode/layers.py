@@ -150,8 +150,17 @@ def transform_lines(lines: Tensor, after: Tensor, before: Tensor) -> Tensor:
     Args:
         lines: [..., n, n].
         after, before: G(t₁) and G(t₂), [..., n, n].
+
+    Raises:
+        SingularLayerError: a G(t₁) that has no inverse.
     """
-    return torch.linalg.solve(after, lines @ before)
+    try:
+        return torch.linalg.solve(after, lines @ before)
+    except torch.linalg.LinAlgError as error:
+        smallest = torch.linalg.svdvals(after)[..., -1].reshape(-1)
+        place = int(smallest.argmin())
+        what = f"matrix {place} of the gauge transformation (at the end of a line) cannot be inverted"
+        raise SingularLayerError(what, f"after[{place}]", "Gauge transformations are invertible.") from error
 
 
 def connecting_gauge(a: Layers, b: Layers) -> Tensor:

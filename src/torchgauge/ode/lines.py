@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchgauge.ode.affine import affine_matrix
 from torchgauge.ode.errors import FieldError
-from torchgauge.ode.fields import LinearField
+from torchgauge.ode.fields import LinearField, as_linear
 from torchgauge.ode.wilson import WilsonLines, wilson
 
 
@@ -19,12 +19,14 @@ def layer_edges(field: LinearField, layers: int | Tensor) -> Tensor:
     Raises:
         FieldError: edges that do not increase from the start to the end of the span.
     """
-    start, end = field.span
+    start, end = as_linear(field, "integration into layers").span
+    if isinstance(layers, float):
+        raise FieldError(f"a number of layers is an integer, not {layers}", "layers", "Pass an int, or edges [N + 1].")
     if isinstance(layers, int):
         if layers < 1:
             raise FieldError(f"a net needs at least one layer, not {layers}", "layers", "Pass a positive number.")
         return torch.linspace(start, end, layers + 1, dtype=field.dtype, device=field.device)
-    edges = layers.to(dtype=field.dtype, device=field.device)
+    edges = torch.as_tensor(layers).to(dtype=field.dtype, device=field.device)
     rising = edges.ndim == 1 and len(edges) > 1 and bool((edges[1:] > edges[:-1]).all())
     slack = 64 * torch.finfo(edges.dtype).eps * max(abs(start), abs(end))
     if not rising or abs(float(edges[0]) - start) > slack or abs(float(edges[-1]) - end) > slack:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchgauge.ode.calculus import quadrature
-from torchgauge.ode.fields import LinearField
+from torchgauge.ode.fields import LinearField, as_linear
 from torchgauge.ode.lines import LinePath
 
 
@@ -40,7 +40,11 @@ def orbit_parts(field: LinearField, change: LinearField, nodes: int = 24) -> Orb
         field: (w, b).
         change: (δw, δb), as a field.
         nodes: of the quadrature in time.
+
+    Raises:
+        FieldError: fields that are not linear.
     """
+    field, change = as_linear(field, "a split into parts"), as_linear(change, "a split into parts")
     d = field.dim
     times, weights = quadrature(field.span, nodes, torch.empty(0, dtype=field.dtype, device=field.device))
     line = LinePath(field)

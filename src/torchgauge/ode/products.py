@@ -81,9 +81,22 @@ def _product(factors: Tensor) -> Tensor:
         axis = 1
     if torch.is_grad_enabled() and factors.requires_grad and not transformed():
         root: Any = _Product.apply(factors, axis)
+    elif axis == 0 and not transformed():
+        root = _root(factors.detach())
     else:
         root = _levels(factors, axis)[-1]
     return root.reshape(shape[0], *shape[2:])
+
+
+def _root(level: Tensor) -> Tensor:
+    """The top of the tree over matrices [n, d, d], without a gradient; one left over waits for the next level."""
+    while (n := level.shape[0]) > 1:
+        above = level.new_empty((n + 1) // 2, *level.shape[1:])
+        torch.bmm(level[1::2], level[0 : n - 1 : 2], out=above[: n // 2])
+        if n % 2:
+            above[-1] = level[-1]
+        level = above
+    return level
 
 
 def _levels(factors: Tensor, axis: int) -> list[Tensor]:

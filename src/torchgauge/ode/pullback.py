@@ -7,13 +7,13 @@ at another speed, so that F' = F̂'ⁱ/F̂'⁰ is the field as a function of tim
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
 
 from torchgauge.ode.affine import Affine, Gauged, Slowed
-from torchgauge.ode.calculus import material_derivative, per_sample, push
+from torchgauge.ode.calculus import known, material_derivative, per_sample, push
 from torchgauge.ode.diffeomorphism import Composition, Diffeomorphism, Tangent, Temporal, short
 from torchgauge.ode.errors import DiffeomorphismError, FoldError
 from torchgauge.ode.fields import Field, ImpulsiveField, Jump, LinearField, VectorField, as_field, same_span
@@ -111,23 +111,32 @@ def solve_frame(tangent: Tangent, flow: Tensor, vector: Tensor, s: Tensor, y: Te
     """(Dφ − F ∂_yτ)⁻¹ of a vector; Dφ⁻¹ if τ does not depend on y.
 
     Raises:
-        FoldError: the matrix is singular, with the point where it is.
+        FoldError: the matrix is singular or reverses orientation, with the point where it does.
     """
     if tangent.frame is None:
         return vector
     frame = tangent.frame
     if tangent.time_gradient is not None:
         frame = frame - flow[..., :, None] * tangent.time_gradient[..., None, :]
+    folded = torch.linalg.det(frame.detach()) <= 0
+    if known(folded.any()):  # connected to the identity, a diffeomorphism keeps orientation
+        place = int(folded.reshape(-1).nonzero()[0]) if folded.ndim else 0
+        _refuse_fold(s, y, place, "reverses orientation")
     try:
         if frame.ndim == 2:
             return torch.linalg.solve(frame, vector.reshape(-1, vector.shape[-1]).mT).mT.reshape(vector.shape)
         return torch.linalg.solve(frame, vector[..., None])[..., 0]
     except torch.linalg.LinAlgError as error:
         sizes = torch.linalg.svdvals(frame)[..., -1].reshape(-1)
-        where = y.reshape(-1, y.shape[-1])[int(sizes.argmin()) if len(sizes) > 1 else 0].tolist()
-        moment = float(s) if s.ndim == 0 else float(s.reshape(-1)[int(sizes.argmin())])
-        what = "the diffeomorphism folds: its Jacobian is singular"
-        raise FoldError(what, f"t = {moment:.6g}, x = {short(where)}", "Make it smaller, or `check` it.") from error
+        _refuse_fold(s, y, int(sizes.argmin()) if len(sizes) > 1 else 0, "is singular", error)
+
+
+def _refuse_fold(s: Tensor, y: Tensor, place: int, why: str, cause: Exception | None = None) -> NoReturn:
+    """Raises FoldError for a point, by its place in the batch."""
+    where = y.reshape(-1, y.shape[-1])[place].tolist()
+    moment = float(s) if s.ndim == 0 else float(s.reshape(-1)[place])
+    what = f"the diffeomorphism folds: its Jacobian {why}"
+    raise FoldError(what, f"t = {moment:.6g}, x = {short(where)}", "Make it smaller, or `check` it.") from cause
 
 
 def _moved(jump: Jump, diffeo: Diffeomorphism) -> Jump:
@@ -184,6 +193,9 @@ def lie_derivative(field: Function, space: Function | None = None, time: Functio
         total = torch.zeros_like(flow)
         if space is not None:
             epsilon, rate = push(space, (t, x), (torch.ones_like(t), flow))
+            if epsilon.shape != x.shape:
+                what = f"a generator ε(t, x) must return shifts {[*x.shape]}, and returned {[*epsilon.shape]}"
+                raise DiffeomorphismError(what, "ε", "ε takes (t, x) and returns one shift for every point.")
             total = total + push(lambda points: source(t, points), (x,), (epsilon,))[1] - rate
         if time is not None:
             epsilon0, rate = push(time, (t, x), (torch.ones_like(t), flow))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchgauge.ode.calculus import jacobian, push, quadrature, reverse
-from torchgauge.ode.fields import Field, LinearField
+from torchgauge.ode.fields import Field, LinearField, as_linear
 from torchgauge.ode.pullback import acceleration as _acceleration
 
 NODES = 16
@@ -20,6 +20,7 @@ NODES = 16
 
 def _sampled(field: LinearField, nodes: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """w, b, their time derivatives, and the weights of the quadrature."""
+    field = as_linear(field, "an integral over w and b")
     like = torch.empty(0, dtype=field.dtype, device=field.device)
     times, weights = quadrature(field.span, nodes, like)
     (w, b), (dw, db) = push(field.sample, (times,), (torch.ones_like(times),))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ WIDE = 256  # matrices this wide are taken half by half, column by column
 KEEP_BYTES = 1 << 28  # above this much, the reverse pass computes the stages again
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tableau:
     """An explicit method, laid out for the buffer.
 
@@ -95,7 +96,9 @@ class _Chunk:
 
 def _nodes(samples: Samples, count: int) -> list[Tensor]:
     """w at every node, [slices · fields, d, d]."""
-    return [samples.flat(j, 0, samples.count) for j in range(count)]
+    fields = samples.values.shape[1]
+    flat, n = samples.values.flatten(0, 1), samples.count * fields
+    return [flat[k * fields : k * fields + n] for k in samples.offsets[:count]]
 
 
 def _chunks(samples: Samples, steps: Tensor, arrays: int) -> Iterator[_Chunk]:
@@ -206,12 +209,24 @@ class _Stages:
         return self.states[last]
 
 
+@lru_cache(maxsize=16)
+def _small_stages(tableau: Tableau, n: int, d: int, dtype: torch.dtype, _thread: int, _inference: bool) -> _Stages:
+    """Buffers for few small matrices: to make their views takes longer than to use them, so they are kept."""
+    return _Stages(tableau, n, d, d, torch.empty((tableau.stages + 1) * n * d * d, dtype=dtype, device="cpu"))
+
+
 def _forward(tableau: Tableau, samples: Samples, steps: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """The slices, and where wanted the Y_i of every chunk."""
     values = samples.values
     _, fields, d, _ = values.shape
     result = values.new_empty(samples.count, fields, d, d)
     flat, nodes, kept = result.flatten(0, 1), _nodes(samples, len(tableau.nodes)), []
+    small = result.numel() * result.element_size() <= SMALL_BYTES and values.device.type == "cpu"
+    if small and not keep and type(values) is Tensor:
+        (chunk,) = _chunks(samples, steps, 0)
+        key = (tableau, len(flat), d, values.dtype, get_ident(), torch.is_inference_mode_enabled())
+        flat.copy_(_small_stages(*key).run(nodes, chunk))
+        return result, kept
     width = d if keep or values.device.type != "cpu" or d < WIDE else WIDE // 2
     buffers: dict[tuple[int, int], _Stages] = {}
     chunks = [*_chunks(samples, steps, tableau.stages + 6)]

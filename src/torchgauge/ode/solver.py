@@ -17,6 +17,7 @@ from torchgauge.ode.paths import Span
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+MOST_STEPS = 100_000  # between two wanted times; an adaptive method that needs more gets nowhere
 Cost = Callable[[Field, Tensor, Tensor], Tensor]
 
 
@@ -219,8 +220,8 @@ class _Run(nn.Module):
         options, back = dict(self.accuracy.options), dict(self.accuracy.options)
         adaptive = self.accuracy.method in ADAPTIVE
         if adaptive:
-            options = {"step_t": ends, "norm": self._norm, **options}
-            back = {"step_t": ends, **back}
+            options = {"step_t": ends, "norm": self._norm, "max_num_steps": MOST_STEPS, **options}
+            back = {"step_t": ends, "max_num_steps": MOST_STEPS, **back}
             if self.last_step is not None and "first_step" not in options:
                 options["first_step"] = min(self.last_step, abs(end - start))
             self.last_step = None

@@ -57,6 +57,8 @@ class Mesh:
 
     def part(self, start: int, stop: int) -> Mesh:
         """The slices start..stop; counts are those of the whole."""
+        if stop - start == len(self):
+            return self
         return Mesh(self.layer[start:stop], self.left[start:stop], self.right[start:stop], self.counts)
 
     def steps(self, edges: Edges) -> Tensor:
@@ -66,6 +68,9 @@ class Mesh:
 
 def even(counts: Sequence[int]) -> Mesh:
     """Equal slices in every layer."""
+    if len(counts) == 1:
+        ends = np.linspace(0.0, 1.0, counts[0] + 1)
+        return Mesh(np.zeros(counts[0], int), ends[:-1], ends[1:], (counts[0],))
     return _cut([(n, 0.0, 1.0, count) for n, count in enumerate(counts)])
 
 

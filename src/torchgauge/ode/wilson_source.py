@@ -49,7 +49,7 @@ class Edges:
             what = f"the edges of layers must be times [L + 1] with L ≥ 1, got shape {[*times.shape]}"
             raise EdgesError(what, where, remedy)
         values = np.asarray(times.tolist())
-        steps = np.diff(values)
+        steps = values[1:] - values[:-1]
         if not np.isfinite(values).all():
             k = int(np.flatnonzero(~np.isfinite(values))[0])
             raise EdgesError(f"the edges of layers must be finite, got {values[k]}", f"edges[{k}]", remedy)
