@@ -50,7 +50,17 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 
 
 @app.command
-def inspect(model: Model, /, *, observable: Observable = "outputs", json: Json = False) -> int:
+def inspect(
+    model: Model,
+    /,
+    *,
+    why: Annotated[
+        str | None,
+        Parameter(name="--why", help="A space, factor, parameter or module: what keeps it from a larger group."),
+    ] = None,
+    observable: Observable = "outputs",
+    json: Json = False,
+) -> int:
     """Print every parameter symmetry of MODEL, and what is rigid and why.
 
     A Hugging Face folder is read from its config.json alone: no weights are loaded.
@@ -61,14 +71,15 @@ def inspect(model: Model, /, *, observable: Observable = "outputs", json: Json =
             loaded = _load(model, weights=False)
         with _stage("tracing and inferring"), _held():
             from torchgauge import infer
-            from torchgauge.report import view_group
+            from torchgauge.report import view_group, view_why
 
             group = infer(loaded.model, loaded.args, loaded.kwargs, observable=observable)
-            return view_group(_subject(loaded), group)
+            subject = _subject(loaded)
+            return view_group(subject, group) if why is None else view_why(subject, group, why)
 
-    from torchgauge.report import render_inspect
+    from torchgauge.report import render_inspect, render_why
 
-    return _show(work, render_inspect, json, lambda view: HOLDS)
+    return _show(work, render_inspect if why is None else render_why, json, lambda view: HOLDS)
 
 
 @app.command
@@ -104,6 +115,46 @@ def certify(
     return _show(work, render_certify, json, lambda view: HOLDS if view.certificate.holds else ANSWERED_NO)
 
 
+@app.command(name="check-rule")
+def check_rule(
+    operators: Annotated[tuple[str, ...], Parameter(help="aten.gelu, aten.gelu.default or library::operator.")] = (),
+    /,
+    *,
+    load: Annotated[
+        str | None, Parameter(name="--load", help="A module to import first: it registers operators or rules of yours.")
+    ] = None,
+    every: Annotated[bool, Parameter(name="--all", negative="", help="All operators that have a rule.")] = False,
+    seed: Annotated[int, Parameter(help="Seed of the parameters and inputs.")] = 0,
+    json: Json = False,
+) -> int:
+    """Check the rule of an operator against brute force: right, wrong or missing.
+
+    Exit status 1 when a rule is not right.
+    """
+
+    def work() -> Any:
+        from torchgauge.check_rule import check, import_module, registered, resolve
+        from torchgauge.report.rules import RulesView
+
+        if load is not None:
+            import_module(load)
+        names = registered() if every else list(operators)
+        if not names:
+            raise InputError("no operator is named", remedy="Name one, such as aten.gelu, or give --all.")
+        for name in names:
+            resolve(name)
+        verdicts = []
+        with _stage(f"checking {names[0]}") as tell, _held():
+            for i, name in enumerate(names):
+                tell(f"checking {name} ({i + 1} of {len(names)})")
+                verdicts.append(check(name, seed=seed))
+        return RulesView(tuple(verdicts))
+
+    from torchgauge.report.rules import render_rules
+
+    return _show(work, render_rules, json, lambda view: HOLDS if view.right else ANSWERED_NO)
+
+
 # -- around the work -------------------------------------------------------------------------------------------
 def _show(
     work: Callable[[], Any],
@@ -120,7 +171,7 @@ def _show(
         from torchgauge.report import console
 
         console().print(render(view))
-    for note in view.subject.notes:
+    for note in view.subject.notes if hasattr(view, "subject") else ():
         _say(f"note: {note}")
     return status(view)
 

@@ -10,29 +10,29 @@ from torchgauge.action.frame_action import FrameStage, depends, var_axes
 from torchgauge.action.invisible_action import InvisibleStage, Writer
 from torchgauge.action.shift_action import ShiftStage, param_of
 from torchgauge.groups import matrices
-from torchgauge.spaces.axes import Axis, Kind
+from torchgauge.spaces.axes import Axis
 from torchgauge.spaces.charges import Var
 from torchgauge.spaces.constraints import Program
 from torchgauge.spaces.shifts import Source
-from torchgauge.values import Factor, Rigid
+from torchgauge.values import Factor
 
-KINDS = {Kind.COMPLEX_HALF: "complex", Kind.COMPLEX_INTERLEAVED: "complex"}
-CONNECTED = {"GL": 2, "O": 2, "O1": 2, "complex": 1}
+CONNECTED = {"GL": 2, "O": 2, "O1": 2, "complex": 1, "turn": 1}
 """Connected components of one copy."""
 
 
 def frame_factors(stage: FrameStage) -> list[Factor]:
     """Matrices, permutations, scales and signs."""
-    touched = _touched(stage)
-    out = [_matrix_factor(r, touched[r]) for r in stage.vectors]
-    out += [_shear_factor(r, touched[r]) for r in stage.sheared]
-    out += [_permutation_factor(r, touched[r]) for r in stage.indices]
+    where = touched(stage)
+    out = [_matrix_factor(r, where[r]) for r in stage.vectors]
+    out += [_shear_factor(r, where[r]) for r in stage.sheared]
+    out += [_permutation_factor(r, where[r]) for r in stage.indices]
     out += [_charge_factor(stage, v, odd=False) for v in stage.log_vars]
     out += [_charge_factor(stage, v, odd=True) for v in stage.sign_vars]
     return out
 
 
-def _touched(stage: FrameStage) -> dict[Axis, tuple[str, ...]]:
+def touched(stage: FrameStage) -> dict[Axis, tuple[str, ...]]:
+    """The parameters on which every axis stands."""
     found: dict[Axis, dict[str, None]] = {}
     for name, layout in stage.layout.items():
         for leg in layout.legs:
@@ -50,11 +50,16 @@ def _learnable(program: Program, key: str) -> str:
 
 
 def _matrix_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
-    kind, copies = KINDS.get(root.kind, root.kind.value), prod(d.size for d in depends(root))
-    dimension = copies * matrices.dimension(root.kind.value, root.size)
+    kind, size = root.kind.value, root.size
+    copies = prod(d.size for d in depends(root))
+    dimension = copies * matrices.dimension(kind, size)
+    if root.kind.plane:
+        # all planes of one head together
+        planes = prod(d.size for d in depends(root) if d.pinned)
+        size, copies = size * planes, copies // planes
     sheets = CONNECTED[kind] if not (kind == "O1" and root.size < 2) else 1
     components = {str(sheets): copies} if sheets > 1 else {}
-    return Factor(place(parameters), kind, root.size, copies, dimension, components, parameters, _sources(root))
+    return Factor(place(parameters), kind, size, copies, dimension, components, parameters, _sources(root))
 
 
 def _shear_factor(root: Axis, parameters: tuple[str, ...]) -> Factor:
@@ -107,7 +112,7 @@ def invisible_factors(stage: InvisibleStage) -> list[Factor]:
 
 def _invisible_factor(stage: InvisibleStage, writer: Writer) -> Factor:
     name = _learnable(stage.program, param_of(stage.shifts.makers, writer.tensor).name)
-    size = prod(writer.shape)
+    size = writer.dimension
     return Factor(place((name,)), "invisible", size, 1, size, {}, (name,), (writer.tensor.source,))
 
 
@@ -145,15 +150,3 @@ def place(parameters: Iterable[str]) -> str:
 
 def _sources(root: Axis) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n.source for n in root.narrowings if n.source))
-
-
-def rigid(stage: FrameStage) -> tuple[Rigid, ...]:
-    """What took frames away: unknown operators first, then every narrowing of a space that parameters touch."""
-    out = [Rigid("everything it reads", f"no rule for {what}", where) for what, where in stage.program.opaque]
-    roots = dict.fromkeys(leg.root for leg in stage.legs)
-    touched = _touched(stage)
-    for root in roots:
-        for n in root.narrowings:
-            reason = f"{n.reason}: {n.before} → {n.after}"
-            out.append(Rigid(place(touched[root]), reason, n.source))
-    return tuple(dict.fromkeys(out))

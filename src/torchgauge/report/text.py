@@ -9,6 +9,7 @@ from rich.text import Text
 
 from torchgauge.errors import TorchGaugeError
 from torchgauge.report.view import CertifyView, InspectView, Subject
+from torchgauge.report.why import WhyView
 
 TOUCHED = 5
 RIGID = 16
@@ -89,6 +90,17 @@ def _short(space: str, width: int = 56) -> str:
 
 def _list(names: tuple[str, ...], n: int = 8) -> str:
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+def render_why(view: WhyView) -> RenderableType:
+    """One paragraph per space."""
+    parts: list[RenderableType] = [_title(view.subject)]
+    for why, count in zip(view.whys, view.alike, strict=True):
+        more = f" The same holds for {count - 1} more such space{'s' * (count > 2)}." if count > 1 else ""
+        parts.append(Text(why.paragraph + more + "\n"))
+    if view.left_out:
+        parts.append(Text(f"… and {view.left_out} other spaces; name one of them"))
+    return Group(*parts)
 
 
 def render_certify(view: CertifyView) -> RenderableType:

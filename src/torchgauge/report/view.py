@@ -178,12 +178,13 @@ def _rigid_row(entries: Sequence[tuple[Rigid, str, list[str]]]) -> RigidRow:
 
 
 # what the frames of a space are called where they were narrowed
-_STATES = {"O1": "O fixing 1", "complex-half": "rotary pairs", "complex-interleaved": "rotary pairs"}
+_STATES = {"O1": "O fixing 1", "complex": "rotary pairs", "turn": "turns of rotary pairs"}
 _LABELS = {
     "GL": "GL({})",
     "O": "O({})",
     "O1": "O({}) fixing 1",
     "complex": "C*^{}",
+    "turn": "SO(2)^{}",
     "permutation": "S_{}",
     "sign": "±1^{}",
     "scale": "R>0^{}",
@@ -197,7 +198,7 @@ _LABELS = {
 
 def show_group(kind: str, size: int, copies: int = 1) -> str:
     """`GL(4) × 8`: the group and how many independent copies of it."""
-    label = _LABELS.get(kind, kind + "({})").format(size // 2 if kind == "complex" else size)
+    label = _LABELS.get(kind, kind + "({})").format(size // 2 if kind in ("complex", "turn") else size)
     return label if copies == 1 else f"{label} × {copies}"
 
 
