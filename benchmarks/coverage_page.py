@@ -17,50 +17,85 @@ def versions() -> dict[str, str]:
     return {name: version(name).split("+")[0] for name in ("torch", "transformers")}
 
 
-def page(rows: list[dict[str, Any]], total: int) -> str:
-    """docs/coverage.md."""
-    found = versions()
+def page(rows: list[dict[str, Any]], total: int, found: Mapping[str, str]) -> str:
+    """docs/coverage.md.
+
+    Args:
+        rows: as in coverage.json.
+        total: how many models there are to try.
+        found: versions of the libraries that made the rows.
+    """
     head = f"""# Coverage
 
 `python benchmarks/coverage.py` makes this page: a tiny model with random weights of every model type of transformers
 {found["transformers"]} (torch {found["torch"]}), one base class and one head class each, as far as its default
-configuration can be shrunk and run without a network. Tried: {len(rows)} of {total}.
+configuration can be shrunk and run without a network. {_tried(len(rows), total)}
 
 {summary(rows)}
 
 - *sound*: two random elements of the group change no output by more than {ROUNDING:.0e}, relative, in float64.
-- *complete*: nothing is hidden, by `certify`. *Incomplete* rows say where hidden directions live. Models of more than
-  4000 parameters, and those that ran out of time, are only checked for soundness.
+- *complete*: nullity and orbit dimension agree, by `certify`: nothing is hidden. For an *incomplete* model the table
+  names the modules whose parameters the hidden directions move, with their share. *Undecided*: a network with kinks
+  that was looked at too briefly, or singular values that do not part. A model of more than 4000 parameters, and one
+  that ran out of time, is checked for soundness alone.
+- A network of one layer that hides no more than three directions is judged again with two layers: one layer may hide
+  some by accident, as a BERT of one layer does.
 - *unknown*: operators without a rule. They block what they touch, and never make a claim.
-- *dimension* is the rank of the generators on parameters that the inputs read.
+- *seconds* of processor time, on one core.
+- *orbit* is the rank of the generators on parameters that the inputs read. Special tokens are not among the inputs.
 """
-    body = [head, "## Models that were inferred\n", *_inferred(rows), "\n## Unknown operators\n", *_operators(rows)]
+    body = [head, "## Models that were inferred\n", *_inferred(rows), "\n## Hidden directions, by module\n"]
+    body += [*_gaps(rows), "\n## Unknown operators\n", *_operators(rows)]
     body += ["\n## Not exported\n", *_failures(rows, ("not exported",))]
     body += ["\n## Not inferred, or not measured\n", *_failures(rows, ("not inferred", "not measured"))]
     body += ["\n## Not built\n", *_failures(rows, ("not built",))]
     return "\n".join(body) + "\n"
 
 
+def _tried(count: int, total: int) -> str:
+    if count == total:
+        return f"All {total} were tried."
+    return f"**A part: {count} of {total} were tried so far; shares are of these.**"
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """What the summary counts."""
+    found = Counter(row["status"] for row in rows)
+    measured = found["complete"] + found["incomplete"] + found["undecided"]
+    return {
+        "tried": len(rows),
+        "built": sum(1 for r in rows if r["built"]),
+        "exported": sum(1 for r in rows if r["exported"]),
+        "sound": measured + found["sound"],
+        "unsound": found["unsound"],
+        "measured": measured,
+        "complete": found["complete"],
+        "undecided": found["undecided"],
+        "incomplete": found["incomplete"],
+    }
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
-    """A small table of counts."""
-    counts = Counter(row["status"] for row in rows)
-    built = sum(1 for r in rows if r["built"])
-    exported = sum(1 for r in rows if r["exported"])
-    measured = counts["complete"] + counts["incomplete"] + counts["undecided"]
-    sound = measured + counts["sound"]
+    """The three shares that matter, and a small table of counts."""
+    n = counts(rows)
     slow = max((r.get("infer_seconds", 0.0) for r in rows), default=0.0)
     lines = [
+        f"**Unsound: {n['unsound']}.**",
+        f"Sound: **{_share(n['sound'], n['exported'])}** of those that were exported.",
+        f"Complete: **{_share(n['complete'], n['measured'])}** of those whose completeness was measured.",
+        f"Built: **{_share(n['built'], n['tried'])}** of those tried.",
+        "",
         "| | models | share |",
         "|---|---:|---:|",
-        f"| tried | {len(rows)} | |",
-        f"| built and run | {built} | {_share(built, len(rows))} of tried |",
-        f"| exported | {exported} | {_share(exported, built)} of built |",
-        f"| sound | {sound} | {_share(sound, exported)} of exported |",
-        f"| unsound | {counts['unsound']} | |",
-        f"| completeness measured | {measured} | {_share(measured, sound)} of sound |",
-        f"| complete | {counts['complete']} | {_share(counts['complete'], measured)} of measured |",
-        f"| undecided | {counts['undecided']} | {_share(counts['undecided'], measured)} of measured |",
-        f"| incomplete | {counts['incomplete']} | {_share(counts['incomplete'], measured)} of measured |",
+        f"| tried | {n['tried']} | |",
+        f"| built and run | {n['built']} | {_share(n['built'], n['tried'])} of tried |",
+        f"| exported | {n['exported']} | {_share(n['exported'], n['built'])} of built |",
+        f"| sound | {n['sound']} | {_share(n['sound'], n['exported'])} of exported |",
+        f"| unsound | {n['unsound']} | |",
+        f"| completeness measured | {n['measured']} | {_share(n['measured'], n['sound'])} of sound |",
+        f"| complete | {n['complete']} | {_share(n['complete'], n['measured'])} of measured |",
+        f"| undecided | {n['undecided']} | {_share(n['undecided'], n['measured'])} of measured |",
+        f"| incomplete | {n['incomplete']} | {_share(n['incomplete'], n['measured'])} of measured |",
         "",
         f"Longest inference: {slow:.1f} s.",
     ]
@@ -72,20 +107,14 @@ def _share(part: int, whole: int) -> str:
 
 
 def _inferred(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| type | class | parameters | unknown | sound | dimension | nullity | hidden | status | seconds |"
+    yield "| type | class | parameters | unknown | sound | orbit | nullity | hidden | status | seconds |"
     yield "|---|---|---:|---:|---|---:|---:|---:|---|---:|"
     for r in rows:
         if "sound" in r:
+            unknown = str(sum(r.get("unknown", {}).values()))
             sound = "**no**" if r["status"] == "unsound" else "yes"
             numbers = [_number(r.get(key)) for key in ("orbit_dimension", "nullity", "hidden")]
-            words = [
-                r["type"],
-                r["class"],
-                str(r["parameters"]),
-                str(sum(r.get("unknown", {}).values())),
-                sound,
-                *numbers,
-            ]
+            words = [r["type"], r["class"], str(r["parameters"]), unknown, sound, *numbers]
             yield "| " + " | ".join([*words, _remark(r), f"{r['seconds']:.1f}"]) + " |"
 
 
@@ -107,11 +136,26 @@ def _remark(row: dict[str, Any]) -> str:
 
 
 def blocks(hidden_in: Mapping[str, float], most: int = 3) -> list[tuple[str, float]]:
-    """Parameter names without the numbers of layers, with the shares of the hidden directions added up."""
+    """Modules without the numbers of layers, with the shares of the hidden directions added up."""
     found: Counter[str] = Counter()
     for name, share in hidden_in.items():
-        found[re.sub(r"\.\d+\.", ".*.", name)] += share
+        module = name.rpartition(".")[0] or name
+        found[re.sub(r"\.\d+(?=\.|$)", ".*", module)] += share
     return found.most_common(most)
+
+
+def _gaps(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Where hidden directions live, by the last words of the module's name, the most frequent first."""
+    models: dict[str, list[str]] = {}
+    for r in rows:
+        if r["status"] in ("incomplete", "undecided") and r.get("hidden_in"):
+            name, _ = blocks(r["hidden_in"], most=1)[0]
+            models.setdefault(".".join(re.sub(r"\.\*", "", name).split(".")[-2:]), []).append(r["class"])
+    yield "| module | models | |"
+    yield "|---|---:|---|"
+    for name, classes in sorted(models.items(), key=lambda item: (-len(item[1]), item[0])):
+        more = ", …" if len(classes) > 4 else ""
+        yield f"| `{name}` | {len(classes)} | {', '.join(sorted(classes)[:4])}{more} |"
 
 
 def _operators(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -44,6 +44,10 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         ["input_ids"],
         ["decoder_input_ids"],
         ["attention_mask", "decoder_attention_mask"],
+        ["encoder_hidden_states"],
+        ["decoder_input_values"],
+        ["target_sizes"],
+        ["lang_ids"],
     ):
         if set(extra) <= accepted and not set(extra) <= set(base):
             groups.append([*base, *extra])
@@ -85,6 +89,16 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
         "qformer_input_ids",
     ):
         return _ids(config, whole, DECODER_LENGTH if name.startswith("decoder") else length, name)
+    accepted = inspect.signature(model.forward).parameters
+    if "spatial_shapes" in accepted and name == "pixel_values":
+        patch = int(find(config, "patch_size") or 4)
+        return normal(BATCH, 4, int(find(config, "num_channels") or 3) * patch * patch)
+    if "spatial_shapes" in accepted and name == "pixel_attention_mask":
+        return torch.ones(BATCH, 4, dtype=torch.int64)
+    if name in ("hidden_states", "pixel_values") and {"grid_thw", "image_grid_thw"} & set(accepted):
+        patch = int(find(config, "patch_size") or 4)
+        channels = int(find(config, "in_channels", "in_chans", "num_channels") or 3)
+        return normal(16, channels * int(find(config, "temporal_patch_size") or 1) * patch * patch)
     if "pixel_values" in name or name in ("pixels", "images", "image"):
         return _pixels(config, normal, name, variant)
     if name in ("input_features", "input_values", "audio_values", "waveform", "audio", "audio_codes", "spectrogram"):
@@ -98,6 +112,12 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
         return torch.ones(BATCH, short, dtype=torch.int64)
     if name in ("token_type_ids", "langs"):
         return torch.zeros(BATCH, length, dtype=torch.int64)
+    if name == "lang_ids":
+        return torch.zeros(BATCH, dtype=torch.int64)
+    if name in ("target_sizes", "spatial_shapes"):
+        return torch.full((BATCH, 2), 2)
+    if name == "decoder_input_values":
+        return normal(1, DECODER_LENGTH, int(find(config, "num_mel_bins") or width))
     if name == "bbox":
         if variant in (1, 3):
             return normal(BATCH, length, 8)
@@ -118,13 +138,9 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
         return normal(BATCH, steps, int(find(config, "num_time_features") or 0))
     if name.endswith("grid_thw"):
         return torch.tensor([[1, 4, 4]])
-    if name == "hidden_states" and "grid_thw" in inspect.signature(model.forward).parameters:
-        patch = int(find(config, "patch_size") or 4)
-        channels = int(find(config, "in_channels", "in_chans", "num_channels") or 3)
-        return normal(16, channels * int(find(config, "temporal_patch_size") or 1) * patch * patch)
     if name == "encoder_hidden_states":
         return normal(BATCH, length, int(find(config, "encoder_hidden_size") or width))
-    if name.endswith("embeds") or name in ("hidden_states", "inputs", "decoder_hidden_states"):
+    if name.endswith("embeds") or name in ("hidden_states", "inputs", "decoder_hidden_states", "context_hidden_states"):
         return normal(BATCH, length, width) if variant % 2 == 0 else normal(BATCH, width, length)
     if name == "states":
         return normal(BATCH, 4, int(config.state_dim))

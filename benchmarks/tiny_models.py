@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from tiny_inputs import SENSES, TOKEN, VOCABULARY, candidates, find, is_whole, parts
+from tiny_squeeze import squeezed
 from torch import Tensor, nn
 
 from torchgauge.capture import call_of, plain_layers
@@ -22,10 +23,20 @@ from torchgauge.nesting import observe
 
 # what is small enough to stop shrinking, what can be certified completely, and what is too large to try at all
 QUICK, SMALL, LARGE = 1600, 4000, 3_000_000
+# a classifier narrower than what it reads would hide the rest of it, whatever the architecture
+LABELS = 10
+# above this many, smaller sizes are searched for one by one
+ROOMY = 3000
+# so many sizes that run are compared before that is good enough
+TRIED = 2
 
 
 class NotBuilt(Exception):
     """No size at which the default configuration makes a model that runs; the message is the first error."""
+
+
+class TooLarge(NotBuilt):
+    """Too many parameters to try."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Sizes:
 
 _KEEP = re.compile(
     r"token_id|token_index|_ids?$|kernel|stride|padding|dilation|ignore_index|index(es)?$|indices$|_idx$|num_feat_extract_layers|cost$|ratio"
-    r"|coefficient|temperature|theta|_rate$|_rates$|multiplier|out_features|attention_window|sliding|chunk|num_labels|num_frames|factor"
+    r"|coefficient|temperature|theta|_rate$|_rates$|multiplier|out_features|attention_window|sliding|chunk(?!_size)|num_labels|num_frames|factor"
     r"|downsample|upsample|pretraining_tp|spatial_merge|num_feature_levels|scal(e|ar)$|n_points"
 )
 _LENGTHS = re.compile(
@@ -101,7 +112,7 @@ _ROLES: tuple[tuple[re.Pattern[str], _Small], ...] = tuple(
         (r"experts?$|moe_num", lambda s, v: 4),
         (r"(key_value|kv)_heads$|head_kv$|kv_n_heads$|num_ln_in_parallel|linear_num_key_heads", lambda s, v: s.heads),
         (r"^qk_head_dim", lambda s, v: 2 * s.head_dim),
-        (r"^mamba_d_head", lambda s, v: 2 * s.width // s.heads),
+        (r"^mamba_d_head|^mamba_headdim", lambda s, v: 2 * s.width // s.heads),
         (r"head_dim|dim_head|d_kv$|head_size|kv_channels|d_head|rotary_dim", lambda s, v: s.head_dim),
         (r"heads?(_per_stage)?$|attention_heads|num_heads", lambda s, v: s.heads),
         (r"(max|n|num)_.*position|n_ctx|max_.*len(gth)?$|context_length$|seq_len|block_size", lambda s, v: s.positions),
@@ -128,7 +139,9 @@ def shrink(config: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     """The configuration with small sizes, by what its keys are called; lists keep their length."""
     layers = next((config[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if is_whole(config.get(k))), None)
     kinds = max((len(set(v)) for k, v in config.items() if _LENGTHS.search(k) and isinstance(v, list)), default=1)
-    sizes = Sizes(**(vars(sizes) | {"layers": max(sizes.layers, kinds)}))
+    taps = next((v for k, v in config.items() if k in _TAPS and isinstance(v, list)), [])
+    taps = len(taps) if is_whole(config.get("num_hidden_layers")) else 1
+    sizes = Sizes(**(vars(sizes) | {"layers": max(sizes.layers, kinds, taps)}))
     stages = len(config["depths"]) if sizes.stages and isinstance(config.get("depths"), list) else -1
     out: dict[str, Any] = {}
     tokens = VOCABULARY - 1
@@ -168,6 +181,9 @@ _SCALES = {
 }
 
 
+_SIZES = ("upsample_initial_channel", "upsample_groups")
+
+
 def _small(key: str, value: Any, sizes: Sizes) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_small(key, v, sizes) for v in value)
@@ -175,7 +191,7 @@ def _small(key: str, value: Any, sizes: Sizes) -> Any:
         return min(value, _SCALES[key])
     if value is None and sizes.filled:
         return _FILLED.get(key)
-    if not is_whole(value) or value <= 1 or (_KEEP.search(key) and key != "upsample_initial_channel"):
+    if not is_whole(value) or value <= 1 or (_KEEP.search(key) and key not in _SIZES):
         return value
     for pattern, small in _ROLES:
         if pattern.search(key):
@@ -198,15 +214,21 @@ SIZES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "width 8, image 32": _by_role(image=32),
     "width 8, image 64": _by_role(image=64),
     "width 8, 2 stages, image 32": _by_role(image=32, stages=2),
+    "width 8, head 16": _by_role(head_dim=16),
     "width 8, filled": _by_role(filled=True),
+    "width 8, 4 heads": _by_role(heads=4, head_dim=2, groups=4),
     "width 16": _by_role(width=16, head_dim=8, positions=64),
     "width 16, 2 layers, image 64": _by_role(width=16, head_dim=8, layers=2, image=64, patch=8, positions=128),
     "width 32": _by_role(width=32, heads=4, head_dim=8, image=64, patch=16, positions=512, inner=32, groups=4),
+    "width 32, 2 layers": _by_role(
+        width=32, heads=4, head_dim=8, layers=2, image=64, patch=16, positions=512, groups=4
+    ),
 }
 
 
 _DEFAULTS = {
-    "vocab_size": VOCABULARY, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
+    "vocab_size": VOCABULARY, "num_experts_per_tok": 2, "num_experts": 4, "top_k_experts": 2,
+    "moe_intermediate_size": 6, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
     "topk_group": 1, "prediction_length": 4, "rope_theta": 10000.0,
     "image_token_id": VOCABULARY - 2, "image_token_index": VOCABULARY - 2,
 }  # fmt: skip
@@ -215,6 +237,8 @@ _FILLED = {
     "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "hidden_size": 8, "num_hidden_layers": 1,
     "intermediate_size": 6, "max_position_embeddings": 16, "pad_token_id": 1,
 }  # fmt: skip
+# which layers' results are handed on
+_TAPS = ("out_indices", "backbone_out_indices")
 _DROPPED = ("transformers_version", "architectures", "out_features", "stage_names", "per_layer_config")
 
 
@@ -224,60 +248,111 @@ def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
         sizes = {"hidden_sizes": [8, 8, 8, 8], "embedding_size": 8, "depths": [1, 1, 1, 1], "layer_type": "basic"}
         return {"model_type": "resnet", **sizes, "out_indices": raw.get("out_indices")}
     out = {k: _cleaned(v) if isinstance(v, dict) else v for k, v in raw.items() if k not in _DROPPED}
-    if isinstance(out.get("out_indices"), list):
-        if len(out["out_indices"]) == 1:
-            del out["out_indices"]  # the default is the last stage
-        elif layers := next((out[k] for k in ("num_hidden_layers", "num_stages") if is_whole(out.get(k))), None):
-            out["out_indices"] = [min(i, layers) for i in out["out_indices"]]
+    if isinstance(raw.get("id2label"), dict):
+        out |= {
+            "id2label": {i: f"label {i}" for i in range(LABELS)},
+            "label2id": {f"label {i}": i for i in range(LABELS)},
+        }
+    layers = next((out[k] for k in ("num_hidden_layers", "num_stages") if is_whole(out.get(k))), None)
+    for key in _TAPS:
+        taps = out.get(key)
+        if isinstance(taps, list) and len(taps) == 1:
+            del out[key]  # the default is the last stage
+        elif isinstance(taps, list) and layers and len(taps) <= layers < max(taps, default=0):
+            out[key] = list(range(layers - len(taps) + 1, layers + 1))  # the last of the layers that there are
     return out | {k: v for k, v in _DEFAULTS.items() if k in out and out[k] is None}
 
 
 def small_config(cls: Any, how: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """A small configuration of a class of configurations."""
-    config = cls.from_dict(_cleaned(how(_cleaned(cls().to_dict()))))
+    return _config(cls, how(_cleaned(cls().to_dict())))
+
+
+def _config(cls: Any, raw: dict[str, Any]) -> Any:
+    config = cls.from_dict(_cleaned(raw))
     for part in parts(config):
         if hasattr(part, "_experts_implementation"):
             part._experts_implementation = "eager"
     return config
 
 
-def tiny(model_class: type[nn.Module], config_class: Any) -> Tiny:
+# for models of which one layer is not enough
+DEEP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "twin, 2 layers": _twin(2),
+    "width 8, 2 layers": _by_role(layers=2),
+    "width 8, 2 layers, image 32": _by_role(layers=2, image=32),
+    "width 8, 2 layers, filled": _by_role(layers=2, filled=True),
+}
+
+
+def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False) -> Tiny:
     """The smallest model of a class that runs.
+
+    Args:
+        model_class: of transformers.
+        config_class: its configuration.
+        deep: with two layers of each kind at least.
 
     Raises:
         NotBuilt: it runs at no size.
     """
     found: list[Tiny] = []
     errors: list[str] = []
-    for name, how in SIZES.items():
+    large: list[dict[str, Any]] = []
+    for name, how in (DEEP if deep else SIZES).items():
         try:
-            model = _build(model_class, small_config(config_class, how))
+            config = small_config(config_class, how)
+            model = _build(model_class, config)
             inputs = _running(model)
             found.append(Tiny(model, inputs, name))
+        except TooLarge as error:
+            large.append(config.to_dict())
+            errors.append(one_line(error))
+            continue
         except Exception as error:  # a configuration of odd sizes fails anywhere
             errors.append(one_line(error))
             continue
-        if found[-1].parameters <= QUICK:
+        if found[-1].parameters <= (QUICK if len(found) < TRIED else ROOMY):
             break
-    if not found:
+    best = min(found, key=lambda t: t.parameters, default=None)
+    if best is not None and (deep or best.parameters <= ROOMY):
+        return best
+    for raw in [best.model.config.to_dict()] if best is not None else large[-1:]:
+        with contextlib.suppress(Exception):
+            best = _squeezed(model_class, config_class, raw)
+    if best is None:
         raise NotBuilt(" | ".join(dict.fromkeys(errors)))
-    return min(found, key=lambda t: t.parameters)
+    return best
+
+
+def _squeezed(model_class: type[nn.Module], config_class: Any, raw: dict[str, Any]) -> Tiny:
+    """A smaller model than that of a configuration, which may be too large to run."""
+
+    def count(raw: dict[str, Any]) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in model_class(_config(config_class, raw)).parameters())
+
+    def runs(raw: dict[str, Any]) -> bool:
+        return count(raw) > LARGE or bool(_running(_build(model_class, _config(config_class, raw))))
+
+    raw = squeezed(raw, count, runs, ROOMY)
+    model = _build(model_class, _config(config_class, raw))
+    return Tiny(model, _running(model), "squeezed")
 
 
 def _build(model_class: Any, config: Any) -> nn.Module:
-    with contextlib.suppress(Exception):  # some constructors compute with numbers, which the meta device has not
+    with contextlib.suppress(TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+        # some constructors compute with numbers, which the meta device has not
         with torch.device("meta"):
             count = sum(p.numel() for p in model_class(config).parameters())
         if count > LARGE:
-            return _too_large(count)
+            raise TooLarge(f"{count} parameters at small sizes")
     torch.manual_seed(0)
     model = model_class(config).to(torch.float32).eval()
     count = sum(p.numel() for p in model.parameters())
-    return model if count <= LARGE else _too_large(count)
-
-
-def _too_large(count: int) -> nn.Module:
-    raise NotBuilt(f"{count} parameters at small sizes")
+    if count > LARGE:
+        raise TooLarge(f"{count} parameters at small sizes")
+    return model
 
 
 def one_line(error: BaseException) -> str:
@@ -290,7 +365,8 @@ def one_line(error: BaseException) -> str:
 
 # -- models ----------------------------------------------------------------------------------------------------
 def _running(model: nn.Module) -> tuple[dict[str, Tensor], ...]:
-    """The inputs among the candidates on which the model runs: the first, and one of fewer kinds for a second try.
+    """The inputs among the candidates on which the model runs: the first; then, for further tries where it cannot be
+    exported with those, one of fewer kinds, and one with an attention mask.
 
     Raises:
         the error of the first candidate, if it runs on none.
@@ -314,6 +390,11 @@ def _running(model: nn.Module) -> tuple[dict[str, Tensor], ...]:
             break
     if not found:
         raise first or NotBuilt("no inputs to try")
+    if "input_ids" in found[0] and "attention_mask" not in found[0]:
+        masked = found[0] | {"attention_mask": torch.ones_like(found[0]["input_ids"])}
+        with contextlib.suppress(Exception):  # some models have a branch for no mask that cannot be traced
+            run(model, masked)
+            found.append(masked)
     return tuple(found)
 
 
