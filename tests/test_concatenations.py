@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from tests.zoo.case import evaluate64, relative_defect
 from torchgauge.capture import capture
 from torchgauge.rules import lower
 from torchgauge.spaces.constraints import Concat, Normalize, Program, Slice
-from torchgauge.spaces.cuts import MOST, find_cuts
+from torchgauge.spaces.cuts import MOST, PIECES, find_cuts
 from torchgauge.spaces.distribute import distribute
 
 
@@ -139,3 +140,25 @@ def test_parts_that_nothing_reads_do_not_move() -> None:
     model = Net(lambda m, x: m.a(x)[:, :3], a=nn.Linear(3, 5))
     group = assert_sound(model, orbit=0)
     assert not group.factors
+
+
+def test_a_matrix_written_row_by_row_is_not_shattered() -> None:
+    """The inverse of a triangular matrix by forward substitution, as in gated delta nets."""
+    n = 14
+
+    def substitute(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.a(x)
+        a = h[:, :, None] * m.b(x)[:, None, :]
+        for i in range(1, n):
+            row = a[:, i, :i] + (a[:, i, :i, None] * a[:, :i, :i]).sum(-2)
+            row = torch.cat([row, a[:, i, i:]], -1)
+            a = torch.cat([a[:, :i], row[:, None], a[:, i + 1 :]], 1)
+        return m.c(a @ h[:, :, None])[..., 0]
+
+    model = Net(substitute, a=nn.Linear(3, n), b=nn.Linear(3, n), c=nn.Linear(1, 1))
+    lowered = lower(capture(model, (X,)))
+    cuts = find_cuts(lowered)
+    for k in lowered.constraints:
+        assert prod(len(cuts.sizes(k.out, d)) for d in range(k.out.ndim)) <= PIECES
+    assert len(distribute(lowered).constraints) < 20 * len(lowered.constraints)
+    assert_sound(model)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchgauge import errors
+    from torchgauge import errors, fields, learn, ode
     from torchgauge.certify import Certificate, certify
     from torchgauge.gauge import Element, GaugeGroup
     from torchgauge.infer import infer
@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Certificate", "Element", "Factor", "GaugeGroup", "__version__", "certify", "errors", "infer"]
+__all__ = [
+    "Certificate",
+    "Element",
+    "Factor",
+    "GaugeGroup",
+    "__version__",
+    "certify",
+    "errors",
+    "fields",
+    "infer",
+    "learn",
+    "ode",
+]
 
 _HOME = {
     "infer": "torchgauge.infer",
@@ -35,6 +47,7 @@ _HOME = {
     "certify": "torchgauge.certify",
     "Certificate": "torchgauge.certify",
 }
+_MODULES = ("errors", "fields", "learn", "ode")
 
 
 class _Package(ModuleType):
@@ -46,8 +59,8 @@ class _Package(ModuleType):
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("torchgauge.errors")
+    if name in _MODULES:
+        return importlib.import_module(f"torchgauge.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'torchgauge' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -51,6 +51,8 @@ class Captured:
     """Every other state-dict name → its canonical name, parameters and buffers."""
     buffers: dict[str, Tensor]
     """Every buffer, non-persistent ones included, by canonical name."""
+    fixed: frozenset[str]
+    """Buffers of integers or truth values that no state dict holds, by canonical name."""
     constants: dict[str, object]
     """Tensors made in `forward` or kept as plain attributes, by name."""
     placeholders: dict[str, tuple[Role, str]]
@@ -76,6 +78,8 @@ class State:
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
     ties: dict[str, str]
+    fixed: frozenset[str]
+    """Buffers of integers or truth values that no state dict holds: the code of the model gives their numbers."""
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.params.values()
@@ -141,6 +145,7 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
             drop_copies(program.graph_module.graph)
         except Exception as error:
             raise _explained(model, call, inputs, error) from error
+    _check_sizes(program.graph_module)
     if not names:
         returned = f"; it returned {', '.join(dropped)}" if dropped else ""
         raise ModelError(
@@ -148,6 +153,18 @@ def capture(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None =
             remedy="Let forward return the tensor whose symmetries are asked for.",
         )
     return _assembled(program, state, call, names, dropped)
+
+
+def _check_sizes(graph_module: fx.GraphModule) -> None:
+    """Every size must be a number: one that depends on the values of a tensor is known only when the model runs."""
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not all(isinstance(n, int) for n in value.shape):
+            raise CaptureError(
+                f"The size of a tensor depends on values: {node.target} gives {[str(n) for n in value.shape]}",
+                where=source_of(node, prefix=_PREFIX),
+                remedy="Rewrite that line so that sizes do not depend on the values of a tensor (a mask for a choice).",
+            )
 
 
 def node_shape(node: fx.Node) -> tuple[int, ...]:
@@ -185,7 +202,9 @@ def state_of(model: nn.Module) -> State:
             else:
                 found[name] = tensor
                 canonical.update(dict.fromkeys(_identities(tensor), name))
-    return State(params, buffers, ties)
+    unsaved = {f"{at}.{name}".lstrip(".") for at, m in model.named_modules() for name in m._non_persistent_buffers_set}
+    whole = {name for name, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
+    return State(params, buffers, ties, frozenset(unsaved & whole))
 
 
 def call_of(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Call:
@@ -445,6 +464,7 @@ def _assembled(program: ExportedProgram, state: State, call: Call, names: list[s
         params=state.params,
         ties=state.ties,
         buffers=state.buffers,
+        fixed=state.fixed,
         constants={
             name.removeprefix(_PREFIX + "."): value
             for name, value in program.constants.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchgauge import explain
 from torchgauge import factors as describe
 from torchgauge.action.coordinates import decode, encode
 from torchgauge.action.frame_action import FrameElement, FrameStage, depends, sizes, var_sizes
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.shift_action import ShiftStage
+from torchgauge.explain import Space, Why
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis
 from torchgauge.spaces.constraints import Program
@@ -22,6 +24,8 @@ from torchgauge.values import Factor, Rigid
 
 Params = Mapping[str, Tensor]
 FRAMES, SHIFTS, INVISIBLE = range(3)
+# entries of all tangents that are computed in one pass
+TOGETHER = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,36 @@ class GaugeGroup:
 
     @cached_property
     def rigid(self) -> tuple[Rigid, ...]:
-        """Where frames were lost and why, unknown operators first."""
-        return describe.rigid(self.frames)
+        """Where frames were lost and why, unknown operators first. `why` says it of one space at length."""
+        return explain.rigid(self.frames, self.ties)
+
+    @cached_property
+    def spaces(self) -> tuple[Space, ...]:
+        """All spaces that parameters touch."""
+        return explain.spaces(self.frames.frames)
+
+    def select(self, name: str) -> tuple[Space, ...]:
+        """The spaces that carry a factor, or that a parameter or a module touches.
+
+        Raises:
+            InputError: nothing is called that.
+        """
+        return explain.select(self.spaces, name, self.frames, self.ties, self.factors)
+
+    def why(self, space: str | Space) -> tuple[Why, ...]:
+        """What stands between a space and a larger group, with source lines of the model.
+
+        The larger groups are computed: the frames are solved again without each of the reasons.
+
+        Args:
+            space: one of `spaces`, or the name of a space, a factor, a parameter (`name` or `name[dimension]`) or a
+                module; such a name may mean several spaces.
+
+        Raises:
+            InputError: nothing is called that.
+        """
+        chosen = self.select(space) if isinstance(space, str) else (space,)
+        return tuple(explain.why(one, self.frames, self.ties) for one in chosen)
 
     @cached_property
     def components(self) -> dict[str, int]:
@@ -225,8 +257,29 @@ class GaugeGroup:
             element = FrameElement(logs={key: algebra})
         return self.frames.act(element, coordinates)
 
+    def flow(self, algebra: Mapping[int, Tensor], params: Params) -> dict[str, Tensor]:
+        """To first order in `algebra`, the parameters moved along several generators at once.
+
+        Args:
+            algebra: algebra coordinates by position in `generators`, in the shapes given there.
+            params: a state dict.
+
+        Returns:
+            The parameters in float64 under canonical names, differentiable in `algebra`.
+        """
+        coordinates = encode(self.program, self.ties, params)
+        for i, value in algebra.items():
+            _, stage, key, _ = self.generators[i]
+            coordinates = self._flow(stage, key, value, coordinates)
+        out = decode(self.program, self.ties, params, coordinates, cast=False)
+        return {n: out[n] for n in params if n not in self.ties and params[n].is_floating_point()}
+
     def _derivative(self, stage: int, key: Any, direction: Tensor, params: Params) -> dict[str, Tensor]:
         """∂/∂t of the decoded parameters along one algebra direction."""
+        return torch.func.jvp(self._path(stage, key, params), (torch.zeros_like(direction),), (direction,))[1]
+
+    def _path(self, stage: int, key: Any, params: Params) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The decoded parameters as a function of the algebra coordinates of one family."""
         names = [n for n in params if n not in self.ties and params[n].is_floating_point()]
 
         def path(algebra: Tensor) -> dict[str, Tensor]:
@@ -235,7 +288,18 @@ class GaugeGroup:
             out = decode(self.program, self.ties, params, moved, cast=False)
             return {n: out[n] for n in names}
 
-        return torch.func.jvp(path, (torch.zeros_like(direction),), (direction,))[1]
+        return path
+
+    def _derivatives(self, stage: int, key: Any, shape: tuple[int, ...], params: Params) -> Iterator[dict[str, Tensor]]:
+        """The derivatives along every unit direction of one family, many in one pass where memory allows."""
+        n, size = _numel(shape), sum(p.numel() for p in params.values())
+        path, zero = self._path(stage, key, params), torch.zeros(shape, dtype=torch.float64)
+        for start in range(0, n, at_once := max(1, min(n, TOGETHER // max(1, size)))):
+            count = min(at_once, n - start)
+            units = torch.zeros(count, n, dtype=torch.float64)
+            units[range(count), range(start, start + count)] = 1.0
+            moved = torch.func.vmap(lambda d: torch.func.jvp(path, (zero,), (d,))[1])(units.reshape(count, *shape))
+            yield from ({name: value[i] for name, value in moved.items()} for i in range(count))
 
     def tangent(self, params: Params, i: int) -> dict[str, Tensor]:
         """The i-th generator as a direction in parameter space (float64, canonical names)."""
@@ -251,11 +315,7 @@ class GaugeGroup:
     def tangents(self, params: Params) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """(factor name, direction) for every generator, one at a time."""
         for name, stage, key, shape in self.generators:
-            n = _numel(shape)
-            for i in range(n):
-                direction = torch.zeros(n, dtype=torch.float64)
-                direction[i] = 1.0
-                yield name, self._derivative(stage, key, direction.reshape(shape), params)
+            yield from ((name, d) for d in self._derivatives(stage, key, shape, params))
 
     def tangent_matrix(self, params: Params, names: list[str] | None = None) -> Tensor:
         """All generators as columns [parameters, generators], float64.

@@ -246,12 +246,12 @@ def _constant(p: Tensor) -> float:
 
 def _fan_in(p: Tensor, owner: nn.Module | None) -> float:
     if isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)):
-        return p[0].numel()
+        return math.prod(p.shape[1:]) or 1  # a layer may have no rows, or none to read
     if type(owner).__name__ == "Conv1D":  # Hugging Face's transposed linear layer
-        return p.shape[0]
+        return p.shape[0] or 1
     if p.ndim == 2:
-        return p.shape[1]
-    return math.sqrt(p.shape[-1] * p.shape[-2])  # a stack of matrices, either way round
+        return p.shape[1] or 1
+    return math.sqrt(p.shape[-1] * p.shape[-2]) or 1.0  # a stack of matrices, either way round
 
 
 def _generic_buffer(name: str, buffer: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -313,5 +313,8 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     """The same random draws at every call, and attention by the kernel that has derivatives of every kind."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), sdpa_kernel(SDPBackend.MATH):
-        torch.manual_seed(0)
+        if devices:
+            torch.manual_seed(0)
+        else:  # the general function keeps a stack trace of every call for a GPU that may come later
+            torch.default_generator.manual_seed(0)
         yield

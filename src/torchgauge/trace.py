@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 _aten = torch.ops.aten
 _NOT_FRAMES = ("/torch/", "/torchgauge/capture.py", "<eval_with_key>")
@@ -32,6 +33,7 @@ def flatten(module: fx.GraphModule) -> bool:
     drop_assertions(module.graph)
     _drop_buffer_updates(module.graph)
     _replace_in_place(module.graph)
+    _replace_assignments(module.graph)
     module.recompile()
     return not any(_mutates(node) for node in module.graph.nodes)
 
@@ -120,6 +122,66 @@ def _replace_in_place(graph: fx.Graph) -> None:
             continue  # an alias of the tensor is about: its readers see the write too
         node.target = functional
         written.replace_all_uses_with(node, lambda user, at=order[node], order=order: order[user] > at)
+
+
+def _replace_assignments(graph: fx.Graph) -> None:
+    """x[part] = y, a copy_ into slices of a tensor of its own, → slice_scatter, read by the later readers of x."""
+    for node in list(graph.nodes):
+        if node.target is not _aten.copy_.default or node.users:
+            continue
+        chain = _views(node.args[0])
+        order = {other: i for i, other in enumerate(graph.nodes)}
+        if chain is None or any(_read_after(view, order, order[node], chain) for view in chain):
+            continue
+        with graph.inserting_before(node):
+            written = _fitted(graph, node.args[1], chain[-1])
+            for whole, part in zip(reversed(chain[:-1]), reversed(chain[1:]), strict=True):
+                written = _computed(
+                    graph, _SCATTERS[part.target], (whole, written, *part.args[1:]), part.kwargs, like=node
+                )
+        base, at = chain[0], order[node]
+        base.replace_all_uses_with(written, lambda user, at=at, order=order: order.get(user, -1) > at)
+        graph.erase_node(node)
+
+
+_SCATTERS: dict[Any, Any] = {
+    _aten.slice.Tensor: _aten.slice_scatter.default,
+    _aten.select.int: _aten.select_scatter.default,
+}
+
+
+def _views(node: Any) -> list[fx.Node] | None:
+    """From a tensor of its own to `node`, by slices only; None if it is anything else."""
+    chain = [node]
+    while isinstance(chain[0], fx.Node) and chain[0].target in _SCATTERS:
+        chain.insert(0, chain[0].args[0])
+    return chain if isinstance(chain[0], fx.Node) and _is_fresh(chain[0]) else None
+
+
+def _read_after(view: fx.Node, order: dict[fx.Node, int], at: int, chain: list[fx.Node]) -> bool:
+    """Whether memory of `view` is seen after the write at `at` through any name but the first of the chain."""
+    if view is not chain[0] and any(order[user] > at for user in view.users):
+        return True
+    aliases = [u for u in view.users if order[u] < at and u not in chain and not _is_fresh(u)]
+    return any(alias.target not in _SCATTERS or _read_after(alias, order, at, chain) for alias in aliases)
+
+
+def _fitted(graph: fx.Graph, value: Any, like: fx.Node) -> Any:
+    """`value` with the shape and the type of `like`, as copy_ gives it."""
+    wanted, given = like.meta["val"], value.meta["val"]
+    if given.dtype != wanted.dtype:
+        value = _computed(graph, _aten._to_copy.default, (value,), {"dtype": wanted.dtype}, like=like)
+    if given.shape != wanted.shape:
+        value = _computed(graph, _aten.expand.default, (value, list(wanted.shape)), {}, like=like)
+    return value
+
+
+def _computed(graph: fx.Graph, target: Any, args: tuple[Any, ...], kwargs: Any, *, like: fx.Node) -> fx.Node:
+    """A call of an operator, with what torch.export notes about it taken from a node of the same line."""
+    node = graph.call_function(target, args, dict(kwargs))
+    values = map_arg((args, dict(kwargs)), lambda n: n.meta["val"])
+    node.meta = {**like.meta, "val": target(*values[0], **values[1])}
+    return node
 
 
 def _functional(node: fx.Node) -> torch._ops.OpOverload | None:

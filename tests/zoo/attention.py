@@ -29,10 +29,14 @@ class Shape:
     out_bias: bool = False
     score: Score = "softmax"
     causal: bool = True
-    rotary: Literal["", "half", "interleaved"] = ""
+    rotary: Literal["", "half", "interleaved", "reordered"] = ""
     rotated: int = 0
     alibi: bool = False
     qk_norm: float | None = None
+    qk_norm_all: float | None = None
+    """ε of a norm over all heads at once, as in OLMo-2."""
+    plain_norm: Literal["", "before", "after"] = ""
+    """A norm of queries and keys without gains (ε = 1e-5), before or after they are rotated."""
 
 
 def angles(length: int, size: int) -> tuple[Tensor, Tensor]:
@@ -48,11 +52,13 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 def turn(x: Tensor, layout: str) -> Tensor:
-    """Rotary embedding of x [..., T, size], in either layout."""
+    """Rotary embedding of x [..., T, size], in either layout; "reordered": from interleaved to half (DeepSeek)."""
     cos, sin = angles(x.shape[-2], x.shape[-1])
     if layout == "half":
         return x * torch.cat((cos, cos), -1) + rotate_half(x) * torch.cat((sin, sin), -1)
     a, b = x[..., 0::2], x[..., 1::2]
+    if layout == "reordered":
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
@@ -80,16 +86,25 @@ class Attention(nn.Module):
         self.o = nn.Linear(s.heads * s.value, s.d, bias=s.out_bias)
         if s.qk_norm is not None:
             self.q_norm, self.k_norm = Gain(s.head, s.qk_norm), Gain(s.head, s.qk_norm)
+        if s.qk_norm_all is not None:
+            self.q_all, self.k_all = Gain(s.heads * s.head, s.qk_norm_all), Gain(s.groups * s.head, s.qk_norm_all)
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.shape
         b, t, _ = x.shape
-        q = self.q(x).view(b, t, s.heads, s.head).transpose(1, 2)
-        k = self.k(x).view(b, t, s.groups, s.head).transpose(1, 2)
+        q, k = self.q(x), self.k(x)
+        if s.qk_norm_all is not None:
+            q, k = self.q_all(q), self.k_all(k)
+        q = q.view(b, t, s.heads, s.head).transpose(1, 2)
+        k = k.view(b, t, s.groups, s.head).transpose(1, 2)
         v = self.v(x).view(b, t, s.groups, s.value).transpose(1, 2)
         if s.qk_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if s.plain_norm == "before":
+            q, k = (F.rms_norm(y, (s.head,), eps=1e-5) for y in (q, k))
         q, k = self._rotate(q), self._rotate(k)
+        if s.plain_norm == "after":
+            q, k = (F.rms_norm(y, (s.head,), eps=1e-5) for y in (q, k))
         if s.heads != s.groups:
             k, v = (y.repeat_interleave(s.heads // s.groups, 1) for y in (k, v))
         y = self._mix(q, k, v).transpose(1, 2).reshape(b, t, s.heads * s.value)
@@ -176,6 +191,12 @@ CASES: tuple[Case, ...] = (
     case("rope_interleaved", 40, d=8, head=4, value=4, rotary="interleaved"),
     case("rope_half_sdpa", 40, d=8, head=4, value=4, rotary="half", score="sdpa"),
     case("rope_bias", 48, d=8, head=4, value=4, rotary="half", bias=True, out_bias=True),
+    case("rope_reordered", 40, d=8, head=4, value=4, rotary="reordered"),
+    case("rope_reordered_partial", 44, d=8, head=4, value=4, rotary="reordered", rotated=2),
+    case("rope_relu", 42, d=8, head=4, value=4, rotary="half", score="relu"),
+    case("rope_norm_plain", 36, d=8, head=4, value=4, rotary="half", plain_norm="before"),
+    case("rope_plain_norm", 36, d=8, head=4, value=4, rotary="half", plain_norm="after"),
+    case("rope_plain_norm_gqa", 18, d=8, groups=1, head=4, value=4, rotary="interleaved", plain_norm="after"),
     case("rope_gqa", 20, d=8, groups=1, head=4, value=4, rotary="half"),
     case("rope_partial", 44, d=8, head=4, value=4, rotary="half", rotated=2),
     case("rope_partial_interleaved", 44, d=8, head=4, value=4, rotary="interleaved", rotated=2),
@@ -183,6 +204,9 @@ CASES: tuple[Case, ...] = (
     case("qk_norm_eps", 21, qk_norm=1e-5),
     case("qk_norm_rope", 38, d=8, head=4, value=4, rotary="half", qk_norm=0.0),
     case("qk_norm_rope_eps", 34, d=8, head=4, value=4, rotary="half", qk_norm=1e-5),
+    case("qk_norm_all", 24, qk_norm_all=1e-5),
+    case("qk_norm_all_rope", 36, d=8, head=4, value=4, rotary="half", qk_norm_all=1e-5),
+    case("qk_norm_all_gqa", 24, d=8, heads=4, qk_norm_all=1e-5),
     case("relu", 38, score="relu"),
     case("linear", 38, score="linear"),
     Case("attn_torch_mha", lambda: MultiHead(6, 2, bias=True), X, 48, row="1.4"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.zoo import attention, blocks, convolution, families, models, normalization, recurrent, vision
+from tests.zoo import attention, blocks, convolution, families, kernels, models, normalization, recurrent, vision
 from tests.zoo.case import Case
 
 BLOCKS: tuple[Case, ...] = (
@@ -12,6 +12,7 @@ BLOCKS: tuple[Case, ...] = (
     *convolution.CASES,
     *families.CASES,
     *recurrent.CASES,
+    *kernels.CASES,
 )
 MODELS: tuple[Case, ...] = (*models.CASES, *vision.CASES)
 CASES: dict[str, Case] = {c.name: c for c in (*BLOCKS, *MODELS)}

@@ -61,6 +61,27 @@ class Sparse(nn.Module):
         return out if self.shared is None else out + self.shared(x)
 
 
+class Picked(nn.Module):
+    """The weights of the two best experts picked from a table; of the experts in the two best groups alone."""
+
+    def __init__(self, d: int, m: int, experts: int, group: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(d, experts, bias=False)
+        self.up, self.down = nn.Parameter(torch.zeros(experts, m, d)), nn.Parameter(torch.zeros(experts, d, m))
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.sigmoid(self.router(x))
+        groups = scores.unflatten(-1, (-1, self.group))
+        best = groups.topk(min(2, self.group), -1).values.sum(-1).topk(2, -1).indices
+        mask = torch.zeros_like(groups[..., 0]).scatter(-1, best, 1.0)[..., None].expand_as(groups)
+        where = scores.masked_fill(mask.flatten(-2) == 0, float("-inf")).topk(2, -1).indices
+        weights = scores.gather(-1, where)
+        weights = weights / weights.sum(-1, keepdim=True)
+        hidden = F.relu(torch.einsum("tkmd,td->tkm", self.up[where], x))
+        return torch.einsum("tkdm,tkm,tk->td", self.down[where], hidden, weights)
+
+
 class Listed(nn.Module):
     """Experts in a list, each run on every token and weighted by a one-hot mask of the best k (as Mixtral did)."""
 
@@ -202,19 +223,25 @@ class Adapted(nn.Module):
 class Relative(nn.Module):
     """Attention with T5's relative positions: a learned number for each bucket of distances and each head."""
 
-    def __init__(self, d: int, heads: int, head: int, buckets: int) -> None:
+    def __init__(self, d: int, heads: int, head: int, buckets: int, causal: bool = False) -> None:
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(d, heads * head, bias=False) for _ in range(3))
         self.out = nn.Linear(heads * head, d, bias=False)
         self.bias = nn.Embedding(buckets, heads)
-        self.heads, self.buckets = heads, buckets
+        self.heads, self.buckets, self.causal = heads, buckets, causal
 
     def forward(self, x: Tensor) -> Tensor:
         n, t, _ = x.shape
         q, k, v = (m(x).view(n, t, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v))
         places = torch.arange(t)
-        distance = (places[:, None] - places[None, :] + t - 1).clamp(max=self.buckets - 1)
-        scores = q @ k.transpose(-1, -2) + self.bias(distance).permute(2, 0, 1)
+        least = 0 if self.causal else 1 - t
+        distance = (places[:, None] - places[None, :] - least).clamp(0, self.buckets - 1)
+        bias = self.bias(distance).permute(2, 0, 1)
+        if self.causal:
+            seen = torch.ones(t, t, dtype=torch.bool).tril()
+            mask = torch.where(seen, bias[None], torch.finfo(torch.float32).min)
+            return self.out(F.scaled_dot_product_attention(q, k, v, mask, scale=1.0).transpose(1, 2).flatten(2))
+        scores = q @ k.transpose(-1, -2) + bias
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
@@ -307,6 +334,7 @@ CASES: tuple[Case, ...] = (
     moe("topk_shared", "renormalised", 5, shared=True),
     moe("top1", "plain", 5, k=1),
     moe("top1_renormalised", "renormalised", 5, 20, k=1, reason="one expert has weight one: the router is not seen"),
+    Case("moe_grouped", lambda: Picked(5, 3, 6, 2), normal(900, 5), 6 * 3, row="1.5"),
     Case("moe_listed", lambda: Listed(5, 3, 4, 2, nn.GELU), normal(300, 5), 5, row="1.5"),
     Case("moe_listed_relu", lambda: Listed(5, 3, 4, 2, nn.ReLU), normal(900, 5), 5 + 4 * 3, row="1.5"),
     Case("gcn_index_add", lambda: GCN(3, 4, 2, scatter=False), graph(3), 4, row="1.6"),
@@ -319,6 +347,7 @@ CASES: tuple[Case, ...] = (
     Case("embedding_bag_sum", lambda: Bags(9, 3, 4, "sum"), bags(9, 80, 3), 9 + 3, row="1.1"),
     Case("embedding_bag_max", lambda: Bags(9, 3, 4, "max"), bags(9, 400, 2), 3 + 3, row="1.1"),
     Case("lora_attention", lambda: Adapted(5, 2), normal(24, 5, 5), 8, row="1.1"),
+    Case("attn_t5_causal", lambda: Relative(6, 2, 3, 4, causal=True), normal(24, 5, 6), 36 + 2, row="1.4"),
     Case("attn_t5", lambda: Relative(6, 2, 3, 6), normal(24, 4, 6), 36 + 2, row="1.4"),
     Case("weight_norm_gelu", normed(parametrizations.weight_norm, nn.GELU), normal(96, 4), 5, row="1.3"),
     Case("weight_norm_relu", normed(parametrizations.weight_norm, nn.ReLU), normal(400, 4), 10, row="1.3", seed=1),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from tests.zoo.blocks import normal
+from tests.zoo.blocks import Fn, normal
 from tests.zoo.case import Case
 
 EPS = 1e-5
@@ -153,6 +153,12 @@ class WeightNormed(nn.Module):
         return self.head(torch.tanh(F.linear(x, weight)))
 
 
+def quick_gelu() -> nn.Module:
+    """A layer norm, a map, and x σ(1.702 x) with the factor written out, as CLIP has it."""
+    act = Fn(lambda x: x * torch.sigmoid(1.702 * x))
+    return nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, eps=EPS), nn.Linear(6, 4), act, nn.Linear(4, 3))
+
+
 def stream(norm: Callable[[int], nn.Module], post: bool = False) -> Callable[[], nn.Module]:
     return lambda: PreNorm(7, 6, 4, norm, post)
 
@@ -192,6 +198,7 @@ CASES: tuple[Case, ...] = (
     Case("ln_relu_eps", lambda: between(layer(EPS), nn.ReLU), normal(600, 5), 12, row="1.3"),
     Case("ln_written_eps", lambda: between(lambda: WrittenLayerNorm(6, EPS)), X, 32, row="1.3"),
     Case("ln_std_eps", lambda: between(lambda: WrittenLayerNorm(6, EPS, std=True)), X, 32, row="1.3"),
+    Case("ln_quick_gelu_eps", quick_gelu, X, 32, row="1.3"),
     Case("ln_three_readers", lambda: ThreeReaders(5, 6, torch.tanh), X, 37, row="theory 2"),
     Case("ln_plain_readers", lambda: PlainReaders(5, 4), X, 31, row="theory 4"),
     Case(

@@ -203,7 +203,30 @@ def sequences(*widths: int, batch: int = 16, length: int = 6) -> Callable[[torch
     return make
 
 
+class Patches(nn.Module):
+    """Patches behind a class token, positions from a table at fixed places, a norm, and a layer for every token."""
+
+    places: Tensor
+
+    def __init__(self, d: int, out: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, d, 2, 2)
+        self.token = nn.Parameter(torch.zeros(d))
+        self.positions = nn.Embedding(5, d)
+        self.register_buffer("places", torch.arange(5)[None], persistent=False)
+        self.norm = nn.LayerNorm(d, eps=0.1)
+        self.read = nn.Linear(d, 6)
+        self.out = nn.Linear(6, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], 1, -1), patches], 1) + self.positions(self.places)
+        hidden = F.gelu(self.read(self.norm(tokens)))
+        return torch.cat([self.out(hidden[:, :1]), self.out(hidden[:, 1:]).mean(1, keepdim=True)], 1)
+
+
 CASES: tuple[Case, ...] = (
+    Case("patches", lambda: Patches(5, 6), images(24, 3, 4), 49, batches=8),
     Case("resnet", ResNet, images(16, 2, 8), 56, batches=30, seed=5),
     Case("resnet_option_a", lambda: OptionA((4, 6), 1, 2, 5), images(16, 2, 8), 40, batches=30),
     Case("mobilenet_v2", MobileNetV2, images(16, 2, 8, 4.0), 89, batches=30),

@@ -316,7 +316,7 @@ class FrameStage:
         duals: dict[Axis, Tensor],
     ) -> Tensor:
         m = g.mats[leg.root]
-        if leg.label.flip and leg.root.kind not in (Kind.O, Kind.O1):
+        if leg.label.flip and not leg.root.kind.metric:
             if leg.root not in duals:
                 duals[leg.root] = torch.linalg.inv(m).mT
             m = duals[leg.root]

@@ -10,28 +10,44 @@ from math import prod
 import torch
 from torch import Tensor
 
+from torchgauge.action.kernel_action import along, projector
 from torchgauge.action.shift_action import Coordinates, add_to_view, gain_product, param_of
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Pattern, PatternPass
+from torchgauge.spaces.kernels import Kernels, Seen
 from torchgauge.spaces.shifts import ShiftPass
 
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """A view of a parameter whose changes along `pattern` are invisible."""
+    """A view of a parameter whose changes along `pattern` are invisible.
+
+    `dims`: instead, all changes along these dimensions of which readers see nothing; `left` of them are independent.
+    """
 
     tensor: c.Tensor
     pattern: Pattern
+    dims: tuple[int, ...] = ()
+    seen: Seen = None
+    left: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the arbitrary factor."""
+        """Shape of the coordinates: of the arbitrary factor, or of the tensor, to be projected."""
+        if self.dims:
+            return self.tensor.shape
         return tuple(1 if d in self.pattern.dims else n for d, n in enumerate(self.tensor.shape))
 
     @property
     def width(self) -> int:
         """Length of the invisible direction."""
-        return prod(self.tensor.shape[d] for d in self.pattern.dims)
+        return prod(self.tensor.shape[d] for d in self.dims or self.pattern.dims)
+
+    @property
+    def dimension(self) -> int:
+        """Of the changes."""
+        rest = prod(n for d, n in enumerate(self.tensor.shape) if d not in self.dims)
+        return self.left * rest if self.dims else prod(self.shape)
 
 
 @dataclass
@@ -44,11 +60,16 @@ class InvisibleStage:
 
     @cached_property
     def writers(self) -> list[Writer]:
-        out = []
+        out: list[Writer] = []
+        kernels = Kernels(self.program, self.shifts.sources)
         for t in self.shifts.sources.parts:
-            pattern = self.patterns.of(t)
+            pattern, found = self.patterns.of(t), []
             if pattern is not None and (len(pattern.dims) == 1 or not pattern.gains):
-                out.append(Writer(t, pattern))
+                found.append(Writer(t, pattern))
+            for dims in _choices(t):
+                if (left := kernels.left(t, dims)) > 0:
+                    found.append(Writer(t, Pattern(frozenset()), dims, kernels.seen(t, dims), left))
+            out += [max(found, key=lambda w: w.dimension)] if found else []
         return sorted(out, key=lambda w: w.tensor.name)
 
     def act(self, values: Mapping[Writer, Tensor], params: Coordinates) -> Coordinates:
@@ -56,6 +77,9 @@ class InvisibleStage:
         for w, value in values.items():
             name = param_of(self.shifts.makers, w.tensor).name
             delta = value.expand(w.tensor.shape)
+            if w.dims:
+                sizes = tuple(w.tensor.shape[d] for d in w.dims)
+                delta = along(projector(self.shifts.makers, w.seen, sizes, params), w.dims, delta)
             if w.pattern.gains:
                 (dim,) = w.pattern.dims
                 v = gain_product(w.pattern.gains, params)
@@ -63,3 +87,9 @@ class InvisibleStage:
                 delta = delta * v.reshape([-1 if d == dim else 1 for d in range(delta.ndim)])
             new[name] = add_to_view(self.shifts.makers, w.tensor, new[name], delta)
         return new
+
+
+def _choices(t: c.Tensor) -> list[tuple[int, ...]]:
+    """Dimensions along which a change of a parameter may have a fixed direction."""
+    wide = [d for d, n in enumerate(t.shape) if n > 1]
+    return [(d,) for d in wide] + [tuple(wide[:n]) for n in range(2, len(wide) + 1)]

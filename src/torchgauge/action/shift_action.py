@@ -75,6 +75,16 @@ def gain_product(gains: Gains, coordinates: Coordinates) -> Tensor | float:
     return out
 
 
+def static_value(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, coordinates: Coordinates) -> Tensor:
+    """The numbers of a static tensor: a view of a parameter, a statistic, or a known constant."""
+    leaf = param_of(makers, t)
+    if leaf.role == "const":
+        assert leaf.fill is not None
+        return torch.full(t.shape, leaf.fill, dtype=torch.float64)
+    key = leaf.name if leaf.role == "param" else f"buffer:{leaf.name}"
+    return viewed(makers, t, coordinates[key].reshape(leaf.shape))
+
+
 @dataclass
 class ShiftStage:
     """Additive: values of the free sources, by source."""
@@ -314,12 +324,7 @@ class _Run:
         if t.role == "const":
             assert t.fill is not None
             return torch.tensor(t.fill, dtype=torch.float64)
-        leaf = param_of(self.makers, t)
-        if leaf.role == "const":
-            assert leaf.fill is not None
-            return torch.full(t.shape, leaf.fill, dtype=torch.float64)
-        key = leaf.name if leaf.role == "param" else f"buffer:{leaf.name}"
-        return viewed(self.makers, t, self.old[key].reshape(leaf.shape))
+        return static_value(self.makers, t, self.old)
 
     def _contract(self, k: c.Contract) -> Tensor | None:
         x, y, xl, yl = self.sources.operands(k)

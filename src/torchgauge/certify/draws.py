@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchgauge.certify.kinks import Kinks, base_name
@@ -15,6 +17,10 @@ from torchgauge.certify.kinks import Kinks, base_name
 # inputs small and large in turn: ReLU6 looks like ReLU below six, and a unit that is always on looks linear
 _SCALES = (1.0, 2.0, 0.5, 4.0)
 _INTEGERS = (torch.int64, torch.int32)
+# keys of a configuration for tokens that stand for features of something else
+_PLACEHOLDER = re.compile(
+    r"(image|video|audio|speech|vision|boi|eoi).*token(_id|_index)$|^(image|video|audio)_(id|index)$"
+)
 
 
 class _Watch(Kinks):
@@ -43,12 +49,37 @@ class _Watch(Kinks):
 
 @dataclass
 class _Slot:
-    """How one leaf of the example is drawn again: kind "normal", "identifier", "shuffle" or "keep"."""
+    """How one leaf of the example is drawn again: kind "normal", "identifier", "shuffle" or "keep".
+
+    Identifiers are drawn from those below `rows` that are not reserved; reserved ones of the example stay.
+    """
 
     kind: str
     value: Any
     rows: int = 0
     left: Tensor | None = None
+
+
+def reserved(model: nn.Module) -> frozenset[int]:
+    """Identifiers that are no words: they stay where the example has them, and are drawn nowhere else.
+
+    Placeholders of pictures and sounds, as many as there are features, and padding that has a position of its own (the
+    two rows are never read apart, so that what one gives the other can take).
+    """
+    found: set[int] = set()
+    for part in _parts(getattr(model, "config", None)):
+        found |= {v for k, v in vars(part).items() if type(v) is int and _PLACEHOLDER.search(k)}
+    tables = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+    padding = Counter(getattr(m, "padding_idx", None) for m in tables)
+    return frozenset(found | {index for index, n in padding.items() if type(index) is int and n > 1})
+
+
+def _parts(config: Any, depth: int = 3) -> Iterator[Any]:
+    """A configuration and those inside of it."""
+    if depth and hasattr(config, "to_dict"):
+        yield config
+        for value in list(vars(config).values()):
+            yield from _parts(value, depth - 1)
 
 
 class Draws:
@@ -63,6 +94,7 @@ class Draws:
         kwargs: example keyword arguments.
         run: calls the model on (args, kwargs); used once to see which integers are identifiers.
         generator: source of randomness.
+        reserved: identifiers that stay where they are and are never drawn.
     """
 
     def __init__(
@@ -71,8 +103,9 @@ class Draws:
         kwargs: Mapping[str, Any],
         run: Callable[[tuple, dict], Any],
         generator: torch.Generator,
+        reserved: frozenset[int] = frozenset(),
     ) -> None:
-        self.generator = generator
+        self.generator, self.reserved = generator, reserved
         self.count = 0
         leaves, self._spec = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
         values = [(pytree.keystr(path).lower(), _real(leaf)) for path, leaf in leaves]
@@ -99,13 +132,21 @@ class Draws:
             # whole permutations of the rows, one after another: every row is drawn
             left = slot.left if slot.left is not None else torch.empty(0, dtype=torch.int64)
             while left.numel() < value.numel():
-                left = torch.cat([left, torch.randperm(slot.rows, generator=self.generator)])
+                order = torch.randperm(slot.rows, generator=self.generator)
+                left = torch.cat([left, order[~self._reserved(order, slot.rows)]])
             slot.left = left[value.numel() :]
-            return left[: value.numel()].reshape(value.shape).to(value.device, value.dtype)
+            drawn = left[: value.numel()].reshape(value.shape).to(value.device, value.dtype)
+            return torch.where(self._reserved(value, slot.rows), value, drawn)
         if slot.kind == "shuffle":
             order = torch.randperm(value.numel(), generator=self.generator).to(value.device)
             return value.reshape(-1)[order].reshape(value.shape)
         return value
+
+    def _reserved(self, ids: Tensor, rows: int) -> Tensor:
+        """Which identifiers are reserved; none of a table that has little else, or not even those."""
+        if rows <= max(2 * len(self.reserved), *self.reserved, 0):
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return torch.isin(ids, torch.tensor(sorted(self.reserved), dtype=ids.dtype, device=ids.device))
 
 
 def _real(leaf: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchgauge import numerics
 from torchgauge.capture import state_of
-from torchgauge.certify.draws import Draws
+from torchgauge.certify.draws import Draws, reserved
 from torchgauge.errors import InputError
 
 State = dict[str, Tensor]
@@ -82,7 +82,7 @@ class Subject:
             def run(args: tuple, kwargs: dict) -> Any:
                 return self.at(args, kwargs)(state)
 
-            self._draws = Draws(self.args, self.kwargs, run, self.generator)
+            self._draws = Draws(self.args, self.kwargs, run, self.generator, reserved(self.model))
         return self._draws
 
     def example(self) -> Evaluate:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-VECTOR_KINDS = ("GL", "O", "O1", "complex-half", "complex-interleaved")
+VECTOR_KINDS = ("GL", "O", "O1", "complex", "turn")
 
 
 def dimension(kind: str, n: int) -> int:
@@ -17,8 +17,8 @@ def dimension(kind: str, n: int) -> int:
         "GL": n * n,
         "O": n * (n - 1) // 2,
         "O1": (n - 1) * (n - 2) // 2,
-        "complex-half": n,
-        "complex-interleaved": n,
+        "complex": 2,
+        "turn": 1,
     }[kind]
 
 
@@ -37,10 +37,12 @@ def sample(kind: str, n: int, batch: tuple[int, ...], scale: float, generator: t
         frame = complement(n)
         turn = frame @ _haar((*batch, n - 1), generator) @ frame.T if n > 1 else torch.zeros(*batch, 1, 1)
         return turn.double() + torch.full((n, n), 1.0 / n, dtype=torch.float64)
-    pairs = n // 2
-    radius = torch.exp(scale * (torch.rand(*batch, pairs, generator=generator, dtype=torch.float64) * 2 - 1))
-    angle = 2 * torch.pi * torch.rand(*batch, pairs, generator=generator, dtype=torch.float64)
-    return complex_matrix(radius * torch.cos(angle), radius * torch.sin(angle), kind)
+    assert n == 2, "complex numbers and rotations act on planes"
+    angle = 2 * torch.pi * torch.rand(batch, generator=generator, dtype=torch.float64)
+    if kind == "turn":
+        return complex_matrix(torch.cos(angle), torch.sin(angle))
+    radius = torch.exp(scale * (torch.rand(batch, generator=generator, dtype=torch.float64) * 2 - 1))
+    return complex_matrix(radius * torch.cos(angle), radius * torch.sin(angle))
 
 
 def tangent(kind: str, n: int, coordinates: Tensor) -> Tensor:
@@ -53,8 +55,9 @@ def tangent(kind: str, n: int, coordinates: Tensor) -> Tensor:
     if kind == "O1":
         frame = complement(n)
         return frame @ _antisymmetric(coordinates, n - 1) @ frame.T
-    half = n // 2
-    return complex_matrix(coordinates[..., :half], coordinates[..., half:], kind)
+    if kind == "turn":
+        return complex_matrix(torch.zeros_like(coordinates[..., 0]), coordinates[..., 0])
+    return complex_matrix(coordinates[..., 0], coordinates[..., 1])
 
 
 def complement(n: int) -> Tensor:
@@ -66,15 +69,9 @@ def complement(n: int) -> Tensor:
     return basis / basis.norm(dim=0)
 
 
-def complex_matrix(real: Tensor, imaginary: Tensor, kind: str) -> Tensor:
-    """The real matrix of a diagonal complex one, for the given layout of pairs."""
-    a, b = torch.diag_embed(real), torch.diag_embed(imaginary)
-    blocks = torch.cat([torch.cat([a, -b], -1), torch.cat([b, a], -1)], -2)
-    if kind == "complex-half":
-        return blocks
-    n = blocks.shape[-1]
-    order = torch.arange(n).reshape(2, n // 2).T.reshape(-1)
-    return blocks[..., order, :][..., :, order]
+def complex_matrix(real: Tensor, imaginary: Tensor) -> Tensor:
+    """The real 2 × 2 matrices of complex numbers."""
+    return torch.stack([torch.stack([real, -imaginary], -1), torch.stack([imaginary, real], -1)], -2)
 
 
 def _antisymmetric(coordinates: Tensor, n: int) -> Tensor:

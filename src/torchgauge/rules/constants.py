@@ -175,9 +175,15 @@ def run_node(node: Node, values: dict[Node, object]) -> Any:
     try:
         with torch.no_grad():
             target: Any = node.target
-            return _double(target(*args, **kwargs))
+            value = target(*args, **kwargs)
+            # inside of a vmap that was traced a tensor is one of a batch that only the whole region knows
+            return None if _batched(value) else _double(value)
     except Exception:  # whatever an operator raises, its value is merely unknown
         return None
+
+
+def _batched(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _double(x: Any) -> Any:

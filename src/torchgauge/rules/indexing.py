@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from torchgauge.rules import axes
+from torchgauge.rules.constants import name_of
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.pointwise import PROFILES
 from torchgauge.rules.registry import operators, rule
@@ -20,8 +23,18 @@ MOST_RUNS = 4
 
 @rule(aten.embedding)
 def embedding(ctx: Lowering, table: Tensor, index: Tensor, *_: object, **__: object) -> Tensor:
+    """Rows of a table; at known positions, and added to parts that came together, a parameter like any other.
+
+    There one row may trade with one part (a class token with the first position), not only all rows with a bias.
+    """
     ctx.picks(index)
-    return ctx.b.gather(table, index.shape)
+    rows = _cut_out(ctx, table, 0, index) if _added_to_parts(ctx.node) else None
+    return ctx.b.gather(table, index.shape) if rows is None else axes.reshape(ctx.b, rows, ctx.shape)
+
+
+def _added_to_parts(node: Node) -> bool:
+    sums = [user for user in node.users if name_of(user) == "add"]
+    return any(name_of(n) in ("cat", "concat") for user in sums for n in user.all_input_nodes)
 
 
 @rule(*operators("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"))
@@ -63,16 +76,16 @@ def index_select(ctx: Lowering, x: Tensor, dim: int, index: Tensor) -> Tensor:
     dim %= max(1, x.ndim)
     if dim == 0 and x.role == "param":
         return ctx.b.gather(x, ctx.shape[:1])
-    cut = _cut_out(ctx, x, dim, index)
+    cut = _cut_out(ctx, x, dim, index) if index.ndim == 1 else None
     return ctx.b.spatial(x, (dim,), ctx.shape, "linear", True) if cut is None else cut
 
 
 def _cut_out(ctx: Lowering, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
-    """Entries along `dim` at known positions, as a few slices."""
-    known = ctx.exact(index) if index.ndim == 1 else None
+    """Entries along `dim` at known positions (all in one row), as a few slices."""
+    known = ctx.exact(index) if prod(index.shape) == max(index.shape, default=0) else None
     if known is None or known.dtype == torch.bool or not known.numel():
         return None
-    places = [int(i) % x.shape[dim] for i in known]
+    places = [int(i) % x.shape[dim] for i in known.flatten()]
     starts = [0, *(i for i in range(1, len(places)) if places[i] != places[i - 1] + 1), len(places)]
     runs = [(places[i], places[j - 1] + 1) for i, j in zip(starts, starts[1:], strict=False)]
     if len(runs) > MOST_RUNS:
@@ -92,8 +105,10 @@ def index(ctx: Lowering, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
         return ctx.b.pick(x, given[0])
     for i in given:
         ctx.picks(i)
-    if len(picked) == 1 and x.role != "param" and (cut := _cut_out(ctx, x, picked[0], given[0])) is not None:
-        return cut
+    if len(picked) == 1 and x.role != "param" and given[0].ndim == 1:
+        cut = _cut_out(ctx, x, picked[0], given[0])
+        if cut is not None:
+            return cut
     rest = [d for d in range(x.ndim) if d not in picked]
     y = axes.permute(ctx.b, x, (*picked, *rest))
     tail = tuple(x.shape[d] for d in rest)

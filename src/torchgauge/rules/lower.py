@@ -130,8 +130,7 @@ class Lowering:
         if node.op != "call_function":
             return self._opaque(node, f"unsupported node {node.format_node()}")
         if name_of(node) == "getitem":
-            whole: Any = self.env[node.args[0]]  # type: ignore[index]
-            return whole[node.args[1]] if whole is not None else self._opaque(node, "getitem")
+            return self._item(node)
         if not _has_tensor(node):
             return None
         if self._is_constant(node):
@@ -140,6 +139,18 @@ class Lowering:
         if fused is not None:
             return fused
         return self.apply(node)
+
+    def _item(self, node: Node) -> Any:
+        """One of several results; one that its rule says nothing of is opaque, unless it is no number."""
+        source, index = node.args
+        whole: Any = self.env[source]  # type: ignore[index]
+        if whole is None:
+            return self._opaque(node, "getitem")
+        value = node.meta.get("val")
+        if whole[index] is None and isinstance(value, torch.Tensor) and value.is_floating_point():
+            assert isinstance(source, Node)
+            return self._opaque(source, f"no rule for result {index} of {source.target}")[index]
+        return whole[index]
 
     def apply(self, node: Node) -> Any:
         """The node's rule, else its decomposition, else opaque."""
@@ -273,7 +284,7 @@ def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], 
         ctx.statistics[node.name] = shape
         return b.pointwise(b.buffer(name, shape), GENERIC)
     numbers = captured.buffers.get(name) if role == "buffer" else captured.constants.get(name)
-    known = role == "const"
+    known = role == "const" or name in captured.fixed
     if not isinstance(numbers, torch.Tensor) or numbers.device.type == "meta" or hasattr(numbers, "fake_mode"):
         numbers, known = _distinct(value), False
     return _const_leaf(ctx, node, numbers, known)

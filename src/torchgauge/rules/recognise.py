@@ -96,11 +96,12 @@ class Recogniser:
         return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None
 
     def feeds_softmax(self, node: Node) -> bool:
-        """Whether all that reads the node is softmaxes, through casts, views and added masks."""
+        """Whether all that reads the node is softmaxes, through casts, views and added masks, or masks of attention."""
         if not node.users:
             return False
         return all(
             name_of(u) in ("softmax", "_softmax", "_safe_softmax")
+            or (name_of(u) == "scaled_dot_product_attention" and node not in u.args[:3])
             or (name_of(u) in (*CASTS, *_VIEWS, "add", "masked_fill", "where") and self.feeds_softmax(u))
             for u in node.users
         )

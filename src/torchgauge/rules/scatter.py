@@ -91,6 +91,27 @@ def scatter_reduce(
     return ctx.b.pointwise(largest, PROFILES["relu"] if reduce == "amax" else Profile("negative_part", degree=1))
 
 
+@rule(*operators("masked_scatter"))
+def masked_scatter(ctx: Lowering, x: Tensor, mask: Tensor, source: Tensor) -> Any:
+    """x with the places of a mask filled from the source, one after the other.
+
+    Where the mask is the same along the last dimensions, whole rows are put in place, as the features of a picture
+    among the embeddings of tokens.
+    """
+    if mask.role != "const" or mask not in ctx.values:
+        return NotImplemented
+    missing = x.ndim - mask.ndim
+    uniform = {d + missing for d in ctx.constants.uniform(ctx.values[mask])} | set(range(missing))
+    lead = next((d for d in range(x.ndim) if all(e in uniform for e in range(d, x.ndim))), x.ndim)
+    tail = x.shape[lead:]
+    if not tail or source.shape[source.ndim - len(tail) :] != tail:
+        return NotImplemented
+    b, width = ctx.b, prod(tail)
+    rows = axes.reshape(b, source, (prod(source.shape) // width if width else 0, *tail))
+    placed = b.spatial(rows, (0,), (prod(x.shape[:lead]), *tail), "linear", False)
+    return b.add(kept(ctx, x, range(lead)), axes.reshape(b, placed, x.shape))
+
+
 # -- whole slices ---------------------------------------------------------------------------------------------------
 @rule(*operators("index_copy"))
 def index_copy(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
@@ -117,8 +138,10 @@ def index_put(
     picked = [d for d, i in enumerate(indices) if i is not None]
     given = [i for i in indices if i is not None]
     nodes = [n for n in ctx.node.args[1] if n is not None]  # type: ignore[union-attr]
-    if not given or any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in nodes):
-        return NotImplemented  # a mask of truth values: how many places it names is not known
+    if not given:
+        return NotImplemented
+    if any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in nodes):
+        return _masked_put(ctx, x, given, ctx.tensor(values), accumulate) if picked == [0] else NotImplemented
     shape = torch.broadcast_shapes(*(i.shape for i in given))
     for i in given:
         ctx.picks(i)
@@ -138,3 +161,15 @@ def index_put(
     order = [*picked, *rest]
     values = axes.permute(b, values, [order.index(d) for d in range(x.ndim)])
     return b.add(x if accumulate else kept(ctx, x, picked), values)
+
+
+def _masked_put(ctx: Lowering, x: Tensor, masks: Sequence[Tensor], values: Tensor, accumulate: bool) -> Any:
+    """x[mask] = values, the same values at every place; how many places a mask names is not known."""
+    (mask,) = masks
+    tail = x.shape[mask.ndim :]
+    if mask.role != "const" or values.ndim > len(tail) + 1 or (values.ndim > len(tail) and values.shape[0] != 1):
+        return NotImplemented
+    b, lead = ctx.b, range(mask.ndim)
+    values = axes.reshape(b, values, values.shape[max(0, values.ndim - len(tail)) :])
+    written = b.mul(values, b.const((*mask.shape, *(1 for _ in tail)), "mask"))
+    return b.add(x if accumulate else kept(ctx, x, lead), written)

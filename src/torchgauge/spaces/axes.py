@@ -4,9 +4,10 @@ An `Axis` is one factor of one dimension of some tensors. Axes that must carry t
 union-find whose edges carry a `Label`: the frame of a member is the root's frame, possibly contragredient, times a
 charge, conjugated by gains ("dressed"). A root holds the kind of frame, a meet in the lattice
 
-    GL > O > O_1 > index,    GL > complex > index
+    GL > O > O_1 > index,    GL > complex > turn > index,    O > turn
 
-where "index" is a permutation of the axis (scales are charges, kept apart). An axis may turn out to be a product of
+where complex and turn are complex numbers and rotations of a plane, for every plane of a rotary embedding, and
+"index" is a permutation of the axis (scales are charges, kept apart). An axis may turn out to be a product of
 axes (a reshape); this is recorded at the root and unfolds on demand. Concatenations are gone before (see `blocks`).
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from torchgauge.spaces.charges import NONE, Charge
-from torchgauge.spaces.constraints import Tensor
+from torchgauge.spaces.constraints import Constraint, Tensor
 
 _serial = itertools.count()
 
@@ -28,8 +29,8 @@ class Kind(Enum):
     GL = "GL"
     O = "O"
     O1 = "O1"
-    COMPLEX_HALF = "complex-half"
-    COMPLEX_INTERLEAVED = "complex-interleaved"
+    COMPLEX = "complex"
+    TURN = "turn"
     INDEX = "index"
 
     @property
@@ -37,8 +38,21 @@ class Kind(Enum):
         return self is not Kind.INDEX
 
     @property
-    def complex(self) -> bool:
-        return self in (Kind.COMPLEX_HALF, Kind.COMPLEX_INTERLEAVED)
+    def plane(self) -> bool:
+        """Of a rotary embedding: the axis has two entries."""
+        return self in (Kind.COMPLEX, Kind.TURN)
+
+    @property
+    def metric(self) -> bool:
+        """The matrices are orthogonal; scales are charges."""
+        return self in (Kind.O, Kind.O1, Kind.TURN)
+
+    def meet(self, other: Kind) -> Kind:
+        """The largest kind inside both."""
+        for a, b in ((self, other), (other, self)):
+            if a is b or a is Kind.GL or (a is Kind.O and b.metric):
+                return b
+        return Kind.TURN if {self, other} <= {Kind.O, Kind.COMPLEX, Kind.TURN} else Kind.INDEX
 
 
 Dress = tuple[tuple[Tensor, int], ...]
@@ -82,6 +96,8 @@ class Narrowing:
     after: str
     reason: str
     source: str
+    at: Constraint | None = field(default=None, compare=False, repr=False)
+    """The constraint that asked for it; None for an observed output."""
 
 
 @dataclass(eq=False)
@@ -107,6 +123,8 @@ class Axis:
     view_of: Axis | None = None
     sample: Tensor | None = None
     """Of a member smaller than its class: the choice whose positions, among those of the class, it stands for."""
+    chosen: bool = False
+    """Entries of it are chosen by value, so it is not divided any more."""
     repeated: bool = False
     """Tensors are constant along it."""
     gains: set[Tensor] = field(default_factory=set)
@@ -170,3 +188,8 @@ class Axis:
 def attached(axis: Axis, label: Label, name: str) -> Axis:
     """A new member of the class of `axis`."""
     return Axis(axis.size, name, parent=axis, label=label, sample=axis.sample)
+
+
+def common(a: frozenset[Axis], b: frozenset[Axis]) -> frozenset[Axis]:
+    """Axes that both sets hold, unfolded and seen through joins."""
+    return frozenset(g for x in a for g in x.ground()) & frozenset(g for x in b for g in x.ground())

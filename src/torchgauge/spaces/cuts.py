@@ -13,6 +13,8 @@ from torchgauge.spaces.directions import grouping
 
 MOST = 64
 """Cuts of one index set: a network that asks for more keeps its slices, and what they touch is rigid."""
+PIECES = 100
+"""Blocks of one tensor, likewise: a loop that writes a matrix entry by entry would ask for one per entry."""
 
 Node = tuple[c.Tensor, int]
 
@@ -31,6 +33,7 @@ class Cuts:
     demands: list[tuple[Node, int]] = field(default_factory=list)
     unfolded: dict[c.Tensor, c.Tensor] = field(default_factory=dict)
     """Reshaped parameter → the parameter, where nothing else reads it: the reshaped one may be cut like a parameter."""
+    _sizes: dict[Node, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def any(self) -> bool:
@@ -70,9 +73,11 @@ class Cuts:
         n = tensor.shape[dim]
         if n == 1:
             return (n,)
-        root, scale = self.find((tensor, dim))
-        inside = sorted(int(p / scale) for p in self.places.get(root, ()))
-        return tuple(b - a for a, b in itertools.pairwise([0, *inside, n]))
+        if (tensor, dim) not in self._sizes:
+            root, scale = self.find((tensor, dim))
+            inside = sorted(int(p / scale) for p in self.places.get(root, ()))
+            self._sizes[tensor, dim] = tuple(b - a for a, b in itertools.pairwise([0, *inside, n]))
+        return self._sizes[tensor, dim]
 
     # -- where to cut ------------------------------------------------------------------------------------------
     def solve(self) -> None:
@@ -81,26 +86,26 @@ class Cuts:
             self.whole = {self.find(node)[0] for node in self.whole}
             bad = self._spread()
             if not bad:
+                self._sizes.clear()
                 return
             self.whole |= bad
 
     def _spread(self) -> set[Node]:
         self.places = {}
-        for node, place in self.demands:
-            self._cut(node, place)
-        changed = True
-        while changed:
-            changed = False
-            for part, union, offset in self.inclusions:
-                n = part[0].shape[part[1]]
-                if n > 1 and not self._is_whole(part) and not self._is_whole(union):
-                    for p in self._inside(part):
-                        changed |= self._cut(union, p + offset)
-                    for p in self._inside(union):
-                        if 0 < p - offset < n:
-                            changed |= self._cut(part, p - offset)
-            if any(len(p) > MOST for p in self.places.values()):
-                return {root for root, p in self.places.items() if len(p) > MOST}
+        fresh = [cut for node, place in self.demands if (cut := self._cut(node, place))]
+        touching: dict[Node, list[tuple[Node, Node, int]]] = {}
+        for part, union, offset in self.inclusions:
+            if part[0].shape[part[1]] > 1 and not self._is_whole(part) and not self._is_whole(union):
+                for root in {self.find(part)[0], self.find(union)[0]}:
+                    touching.setdefault(root, []).append((part, union, offset))
+        while fresh:  # every cut is passed on once
+            root, place = fresh.pop()
+            for inclusion in touching.get(root, ()):
+                fresh += self._passed_on(root, place, *inclusion)
+        if many := {root for root, p in self.places.items() if len(p) > MOST}:
+            return many
+        if shattered := self._shattered():
+            return shattered
         bad = {self.find(node)[0] for node in self.parent if self._uneven(node)}
         for part, union, offset in self.inclusions:
             n = part[0].shape[part[1]]
@@ -108,6 +113,30 @@ class Cuts:
             if n > 1 and self._is_whole(part) and any(0 < p - offset < n for p in self._inside(union)):
                 bad.add(self.find(union)[0])
         return bad
+
+    def _shattered(self) -> set[Node]:
+        """Of each tensor that would fall into too many pieces, the class with the most cuts."""
+        pieces: dict[c.Tensor, dict[int, Node]] = {}
+        for tensor, dim in self.parent:
+            pieces.setdefault(tensor, {})[dim] = self.find((tensor, dim))[0]
+        bad = set()
+        for roots in pieces.values():
+            cuts = [len(self.places.get(root, ())) for root in roots.values()]
+            if prod(n + 1 for n in cuts) > PIECES:
+                bad.add(max(roots.values(), key=lambda root: len(self.places.get(root, ()))))
+        return bad
+
+    def _passed_on(
+        self, root: Node, place: Fraction, part: Node, union: Node, offset: int
+    ) -> list[tuple[Node, Fraction]]:
+        """What a cut of a class means for the other side of an inclusion: the cuts that are new."""
+        found = []
+        (of_part, step), (of_union, unit) = self.find(part), self.find(union)
+        if of_part == root and 0 < place / step < part[0].shape[part[1]]:
+            found.append(self._cut(union, place / step + offset))
+        if of_union == root:
+            found.append(self._cut(part, place / unit - offset))
+        return [cut for cut in found if cut is not None]
 
     def _is_whole(self, node: Node) -> bool:
         return self.find(node)[0] in self.whole
@@ -119,13 +148,15 @@ class Cuts:
     def _uneven(self, node: Node) -> bool:
         return any(p.denominator != 1 for p in self._inside(node))
 
-    def _cut(self, node: Node, place: Fraction | int) -> bool:
+    def _cut(self, node: Node, place: Fraction | int) -> tuple[Node, Fraction] | None:
+        """Cut the class of a node, at a place inside of the node; the cut in units of the root, if it is new."""
         root, scale = self.find(node)
         places = self.places.setdefault(root, set())
-        if root in self.whole or place * scale in places or not 0 < place < node[0].shape[node[1]]:
-            return False
-        places.add(place * scale)
-        return True
+        here = place * scale
+        if root in self.whole or here in places or not 0 < place < node[0].shape[node[1]] or len(places) > MOST:
+            return None
+        places.add(here)
+        return root, here
 
 
 def find_cuts(program: c.Program) -> Cuts:
@@ -140,8 +171,32 @@ def find_cuts(program: c.Program) -> Cuts:
             if t.role == "input":
                 cuts.keep(t, range(t.ndim))
         _relate(cuts, k, readers)
+    cuts.whole |= _positions(cuts, program)
     cuts.solve()
     return cuts
+
+
+def _positions(cuts: Cuts, program: c.Program) -> set[Node]:
+    """Classes along which every weight acts in the same way, and none of them mixes.
+
+    To cut those would use the weight once per block, which frees no frame, for the weight has one frame on each side.
+    """
+    static = {*program.params.values()}
+    along: set[Node] = set()
+    mixed: set[Node] = set()
+    for k in program.constraints:
+        if isinstance(k, (c.Reshape, c.Permute, c.Slice, c.Expand)) and k.x in static:
+            static.add(k.out)
+        weights = [t for t in k.inputs if t in static]
+        if isinstance(k, c.Contract) and weights:
+            for t, labels in ((k.x, k.x_labels), (k.y, k.y_labels)):
+                own = {a for w, names in ((k.x, k.x_labels), (k.y, k.y_labels)) if w in static for a in names}
+                for d, a in enumerate(labels):
+                    if t.shape[d] > 1:
+                        (mixed if a in own else along).add(cuts.find((t, d))[0])
+        elif isinstance(k, c.Mul):
+            mixed |= {cuts.find((t, d))[0] for t in weights for d in range(t.ndim) if t.shape[d] > 1}
+    return along - mixed
 
 
 def _relate(cuts: Cuts, k: c.Constraint, readers: dict[c.Tensor, list[c.Constraint]]) -> None:

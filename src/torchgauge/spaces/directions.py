@@ -41,7 +41,7 @@ def regrouped(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ..
     for left, right in groups:
         inside = {i for i in left if shape[i] > 1}
         if inside and inside <= dims:
-            out.update(right)
+            out.update(d for d in right if other[d] > 1)
         elif inside & dims:
             return None
     return frozenset(out)

@@ -5,49 +5,17 @@ Every step only ever removes frames, so whatever the order, what is left at the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torchgauge.spaces.axes import SAME, Axis, Kind, Label, Narrowing, attached
-from torchgauge.spaces.charges import NONE, Charge, System, Var
-from torchgauge.spaces.constraints import Tensor
+from torchgauge.spaces.axes import SAME, Axis, Kind, Label, attached, common
+from torchgauge.spaces.charges import NONE, Charge, Var
+from torchgauge.spaces.ledger import Ledger
 
 
 @dataclass
-class Frames:
+class Frames(Ledger):
     """The state of one inference: joins and narrows axes, and keeps the equations between charges."""
-
-    system: System = field(default_factory=System)
-    covers: list[Axis] = field(default_factory=list)
-    """Axes in front of layer norms."""
-    gain_axes: dict[Tensor, tuple[Axis, Charge]] = field(default_factory=dict)
-    """Gain tensor → its own axis and the charge it may trade (for classes that collapse)."""
-    mixed: set[Axis] = field(default_factory=set)
-    """Axes of which several choices meet, so that nothing may depend on the index."""
-    crossed: list[Axis] = field(default_factory=list)
-    """Axes that were matched with axes of another division."""
-    source: str = ""
-    reason: str = ""
-
-    # -- charges -----------------------------------------------------------------------------------------------
-    def total(self, axis: Axis) -> Charge:
-        """The charge of a leg: its label's and its class's, over all factors."""
-        leaves = axis.leaves()
-        if leaves != [axis]:
-            return sum((self.total(leaf) for leaf in leaves), NONE)
-        root, label = axis.find()
-        if label.dress and not root.kind.vector:
-            label = self._undressed(axis)
-        return label.charge + (root.charge.scaled(-1 if label.flip else 1) if root.charge else NONE)
-
-    def _undressed(self, axis: Axis) -> Label:
-        """In a class that lost its matrices a gain is nothing but a charge."""
-        root, label = axis.find()
-        charge = label.charge
-        for gain, power in label.dress:
-            charge = charge + self.gain_axes[gain][1].scaled(power)
-        axis.label = Label(label.flip, charge)
-        axis.parent = root
-        return axis.label
 
     # -- narrowing ---------------------------------------------------------------------------------------------
     def narrow(self, axis: Axis, kind: Kind) -> None:
@@ -64,22 +32,19 @@ class Frames:
             self._to_index(root)
             return
         if root.kind is Kind.INDEX:
-            if kind.complex:
-                self.turn_index(axis, kind)
+            if kind.plane:
+                self.pin(axis)
+                self.system.constant(self.total(axis), (axis,), "both entries of a rotary pair scale together")
             return
+        met = root.kind.meet(kind)
         if root.kind is Kind.GL:
             self._reroot(axis)
             self._specialise(axis, kind)
-        elif label.dress:
+        elif label.dress or met is Kind.INDEX:
             self._to_index(root)
             self.narrow(axis, kind)
-        elif root.kind is kind or (root.kind is Kind.O1 and kind is Kind.O):
-            return
-        elif root.kind is Kind.O and kind is Kind.O1:
-            self._specialise(root, kind)
-        else:
-            self._to_index(root)
-            self.narrow(axis, kind)
+        elif met is not root.kind:
+            self._specialise(root, met)
 
     def normalized(self, axis: Axis) -> Axis:
         """The axis behind a layer norm over `axis`.
@@ -130,14 +95,10 @@ class Frames:
     def _specialise(self, root: Axis, kind: Kind) -> None:
         self._note(root, kind.value)
         before, root.kind, root.fresh = root.kind, kind, False
-        if kind in (Kind.O, Kind.O1):
-            magnitude, sign = before is Kind.GL, kind is Kind.O1
+        if kind.metric:
+            magnitude, sign = not before.metric, kind is Kind.O1
             var = Var(f"scale of {root.name}", tuple(root.depends), magnitude, sign, origin=self.source)
             root.charge = root.charge + Charge.of(var)
-
-    def _note(self, root: Axis, after: str) -> None:
-        before = ("rigid" if root.pinned else "permutations") if root.kind is Kind.INDEX else root.kind.value
-        root.narrowings.append(Narrowing(before, after, self.reason, self.source))
 
     def _reroot(self, axis: Axis) -> None:
         """Make a member the root (only frames without a metric can be measured from any place)."""
@@ -167,40 +128,16 @@ class Frames:
         before, was_fresh = root.kind, root.fresh
         self._note(root, "permutations")
         root.kind, root.fresh = Kind.INDEX, False
-        axes = (root, *root.depends)
-        if before.complex:
+        if before.plane:
+            # of complex numbers only the real ones are diagonal
             root.pinned = True
-            var = Var(f"scale of {root.name}", axes, origin=self.source)
-            self._divide_pairs(root, before, Charge.of(var))
+            var = Var(f"scale of {root.name}", tuple(root.depends), before is Kind.COMPLEX, origin=self.source)
+            root.charge = root.charge + Charge.of(var)
         elif not was_fresh and before is not Kind.O1:
+            axes = (root, *root.depends)
             var = Var(f"scale of {root.name}", axes, magnitude=before is Kind.GL, origin=self.source)
             root.charge = root.charge + Charge.of(var)
         self._join_gains(root)
-
-    def _divide_pairs(self, root: Axis, kind: Kind, charge: Charge) -> Axis:
-        """The two entries of every rotary pair scale together; returns the axis of the two."""
-        if root.size == 2:
-            root.charge = charge
-            self.system.constant(charge, (root,), "rotary pairs scale together")
-            return root
-        two = Axis(2, "pair", Kind.INDEX, pinned=True)
-        pairs = Axis(root.size // 2, root.name, Kind.INDEX, pinned=True, charge=charge)
-        root.charge = NONE
-        root.factors = (two, pairs) if kind is Kind.COMPLEX_HALF else (pairs, two)
-        self.system.constant(charge, (two,), "rotary pairs scale together")
-        return two
-
-    def turn_index(self, axis: Axis, kind: Kind) -> None:
-        """A rotary embedding over an index axis: pinned, and both entries of a pair scale together."""
-        total = self.total(axis)
-        self.pin(axis)
-        root = axis.root
-        if root.factors:
-            self.system.zero(total, "a rotary embedding over an axis that is divided already")
-            return
-        label = axis.find()[1]
-        two = self._divide_pairs(root, kind, root.charge)
-        self.system.constant(label.charge, (two,), "rotary pairs scale together")
 
     def pin(self, axis: Axis) -> None:
         """No permutation, and no matrix, on this axis; its charges stay."""
@@ -249,19 +186,21 @@ class Frames:
             self._loop(a, b, label)
             return True
         if ra.kind is not Kind.GL and rb.kind is not Kind.GL:
-            between = la.inverse().after(label).after(lb)
-            if between.dress or ra.kind.complex != rb.kind.complex or (ra.kind.complex and ra.kind is not rb.kind):
+            between, met = la.inverse().after(label).after(lb), ra.kind.meet(rb.kind)
+            if between.dress or met is Kind.INDEX:
                 self._to_index(ra)
                 self._to_index(rb)
                 self.join_index(a, b)
                 return False
-            if ra.kind is not rb.kind:
-                self._specialise(ra if ra.kind is Kind.O else rb, Kind.O1)
-            self.system.zero(ra.charge - between.charge - rb.charge.scaled(-1 if between.flip else 1), self.reason)
+            for root in (ra, rb):
+                if root.kind is not met:
+                    self._specialise(root, met)
+            if met.metric:
+                # class charges and the label's agree
+                charge = between.charge + rb.charge.scaled(-1 if between.flip else 1)
+                self.system.zero(ra.charge - charge, self.reason)
             ra.charge = NONE
-            self._adopt(ra, rb, Label(between.flip, NONE))
-            # the charge equation above makes label and class charges agree
-            ra.label = Label(between.flip, between.charge)
+            self._adopt(ra, rb, Label(between.flip, between.charge))
         elif ra.kind is Kind.GL and ra.quotient is None:
             self._adopt(ra, rb, la.inverse().after(label).after(lb))
         else:
@@ -340,6 +279,7 @@ class Frames:
         root.gains |= {g for g, _ in label.dress}
         root.narrowings.extend(child.narrowings)
         root.pinned = root.pinned or child.pinned
+        root.chosen = root.chosen or child.chosen
         root.repeated = root.repeated and child.repeated
         child.parent, child.label = root, label
 
@@ -351,8 +291,8 @@ class Frames:
             self._to_index(root)
             total_a, total_b = self.total(a), self.total(b)
             self.system.zero(total_a - label.charge - (-total_b if label.flip else total_b), self.reason)
-        elif between.flip and root.kind is not Kind.INDEX and root.kind not in (Kind.O, Kind.O1):
-            self.narrow(root, Kind.INDEX if root.kind.complex else Kind.O)
+        elif between.flip and root.kind.vector and not root.kind.metric:
+            self.narrow(root, Kind.O)
             self._loop(a, b, label)
         else:
             total_a, total_b = self.total(a), self.total(b)
@@ -426,15 +366,23 @@ class Frames:
                 view.kind = Kind.INDEX
                 seen |= {view}
                 self._note(view, "permutations of blocks")
+        bearer = [v for v in views if v in chosen][-1] if chosen else views[0]
+        bearer.charge, whole.charge = whole.charge, NONE
         if not chosen and not whole.fresh:
-            var = Var(f"scale of {whole.name}", (*views, *whole.depends), origin=self.source)
-            views[0].charge = Charge.of(var)
+            magnitude, sign = not whole.kind.metric, whole.kind is not Kind.O1
+            var = Var(f"scale of {whole.name}", (*views, *whole.depends), magnitude, sign, origin=self.source)
+            bearer.charge = bearer.charge + Charge.of(var)
         whole.factors = views
 
-    def split(self, axis: Axis, sizes: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """Factors of an axis in a reshape; None when it cannot be divided that way."""
+    def split(self, axis: Axis, sizes: tuple[int, ...], vectors: Sequence[int] = ()) -> tuple[Axis, ...] | None:
+        """Factors of an axis in a reshape; None when it cannot be divided that way.
+
+        `vectors`: the factors that keep the matrices, where that must be decided (the last one, if none).
+        """
         self._flatten(axis, both=True)
         root, label = axis.find()
+        if root.chosen:
+            return None
         names = [f"{axis.name}.{i}" for i in range(len(sizes))]
         if root.kind is Kind.GL and label == SAME and not root.gains and root.charge is NONE:
             if root.views:
@@ -444,14 +392,12 @@ class Frames:
                 return None
             root.views = tuple(Axis(n, m, view_of=root, fresh=root.fresh) for n, m in zip(sizes, names, strict=True))
             return root.views
-        if label.dress or root.gains or root.kind in (Kind.O, Kind.O1) or root.kind.complex:
+        if label.dress or root.gains or root.kind.plane:
             self._to_index(root)
             root, label = axis.find()
-            if root.factors:
-                return None
         if root.kind.vector:
             root.views = tuple(Axis(n, m, view_of=root, fresh=root.fresh) for n, m in zip(sizes, names, strict=True))
-            self.settle(root.views[0], frozenset(root.views[-1:]))
+            self.settle(root.views[0], frozenset(root.views[i] for i in vectors or (-1,)))
         else:
             parts: list[Axis] = []
             for n, m in zip(sizes, names, strict=True):
@@ -490,7 +436,8 @@ class Frames:
                 size *= small[taken].size
                 taken += 1
             if size == big[0].size:
-                parts = self.split(big[0], tuple(s.size for s in small[:taken]))
+                vectors = [i for i, s in enumerate(small[:taken]) if s.root.kind.vector]
+                parts = self.split(big[0], tuple(s.size for s in small[:taken]), vectors)
                 if parts is not None and any(p.view_of for p in parts):
                     self._settle_like(big[0], parts, small[:taken])
             elif big[0].size % small[0].size == 0:
@@ -502,14 +449,10 @@ class Frames:
                 return pairs
             unfolded = [leaf for p in parts for leaf in p.leaves()]
             big[:1] = unfolded
-        return pairs
+        # indices first: what matrices may depend on is joined before they are
+        return sorted(pairs, key=lambda pair: pair[0].root.kind.vector and pair[1].root.kind.vector)
 
     def _settle_like(self, whole: Axis, parts: tuple[Axis, ...], pattern: list[Axis]) -> None:
         """Read a fresh space in the way the other side is already divided."""
         vectors = frozenset(p for p, q in zip(parts, pattern, strict=True) if q.root.kind.vector)
         self.settle(parts[0], vectors)
-
-
-def common(a: frozenset[Axis], b: frozenset[Axis]) -> frozenset[Axis]:
-    """Axes that both sets hold, unfolded and seen through joins."""
-    return frozenset(g for x in a for g in x.ground()) & frozenset(g for x in b for g in x.ground())

@@ -182,7 +182,7 @@ class ShiftPass:
             # a shift that meets a weight whose own change is ignored here: the two would not commute
             for s in self.sources.blind(k):
                 self._kill(s, set())
-        if isinstance(k, (*VIEWS, c.Add, c.Concat, c.Gather)):
+        if isinstance(k, (*VIEWS, c.Add, c.Concat)) or (isinstance(k, c.Gather) and self.sources.is_static(k.table)):
             self.terms(k.out)
             return
         if isinstance(k, c.Mul) and self.sources.is_static(k.y):
@@ -223,9 +223,9 @@ class ShiftPass:
 
     def _still(self, t: c.Tensor, wanted: set[Source]) -> None:
         """Let these sources move `t` no more: solve one of them here, or further up, or fix them."""
-        # undo views: the sources must cancel before them already
-        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
-            t = made.x
+        # undo views and factors that are not zero: the sources must cancel before them already
+        while (made := self.makers.get(t)) is not None and self._one_to_one(made):
+            t = made.inputs[0]
         arrived = self.terms(t)
         if made is None or not wanted & arrived.keys():
             return
@@ -239,6 +239,11 @@ class ShiftPass:
                 self._still(x, wanted)
         for s in wanted & self.terms(t).keys():
             self._kill(s, set())
+
+    def _one_to_one(self, made: c.Constraint) -> bool:
+        if isinstance(made, c.Mul):
+            return made.y.role == "const" and bool(made.y.fill) and made.x.shape == made.out.shape
+        return isinstance(made, (c.Reshape, c.Permute, c.Slice))
 
     def _pivot(self, arrived: Terms) -> Source | None:
         """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""

@@ -23,14 +23,14 @@ class FramePass(FrameState):
 
     def run(self) -> FramePass:
         for constraint in self.program.constraints:
-            self.frames.source = constraint.out.source
+            self.frames.source, self.frames.at = constraint.out.source, constraint
             self.frames.reason = _describe(constraint)
             if not isinstance(constraint, READERS):
                 self._read_by_number(constraint)
             value = step(constraint, self)
             self.values[constraint.out] = self._checked(value)
         for out, name in zip(self.program.outputs, self.program.output_names, strict=True):
-            self.frames.source, self.frames.reason = out.source, f"{name} is observed"
+            self.frames.source, self.frames.reason, self.frames.at = out.source, f"{name} is observed", None
             self.freeze(self.value(out))
         for tensor in self.program.params.values():
             self._close(tensor)

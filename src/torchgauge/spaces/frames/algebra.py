@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.axes import Axis, Kind, Label, attached
+from torchgauge.spaces.axes import Axis, Kind, Label, attached, common
 from torchgauge.spaces.charges import NONE, Charge, Var
 from torchgauge.spaces.frames.state import Dim, FrameState, Value, step
-from torchgauge.spaces.joins import common
 
 
 @step.register
@@ -61,7 +60,8 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
     elif fresh:
         _unfresh(state, y)
     if constant:
-        state.frames.system.constant(charge, constant, state.frames.reason)
+        # what batch legs carry counts too: a leg may hold the charge of all factors of its space
+        state.frames.system.constant(charge if moved else charge + kept, constant, state.frames.reason)
     if moved:
         charge = charge - kept
     sizes = dict(zip(k.out_labels, k.out.shape, strict=True))
@@ -73,7 +73,8 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
             dims.append(xd.get(a) or yd.get(a, ()))
     out = Value(tuple(dims), charge)
     left = {g for axis in out.axes for g in axis.ground()}
-    gone = [g for a in summed for axis in xd[a] for g in axis.ground() if g not in left]
+    lost = [axis for dims in (xd, yd) for a, dim in dims.items() if a not in k.out_labels for axis in dim]
+    gone = [g for axis in lost for g in axis.ground() if g not in left]
     state.frames.system.constant(state.total(out), gone, state.frames.reason)
     return out
 
@@ -205,7 +206,7 @@ def _dress(state: FrameState, x: Value, y: Value, gain: c.Tensor, power: int) ->
     axis = leaves[0]
     root = axis.root
     own = y.dims[spans[0]][0]
-    if not root.kind.vector or root.views or root.kind.complex or own.root is root:
+    if not root.kind.vector or root.views or root.kind.plane or own.root is root:
         return None
     tensor = state.gain_tensor(gain)
     state.frames.gain_axes.setdefault(tensor, (own, y.charge))

@@ -135,20 +135,22 @@ def _spatial(k: c.Spatial, state: FrameState) -> Value:
 
 @step.register
 def _rotate(k: c.Rotate, state: FrameState) -> Value:
+    """The dimension is a product of planes and the two entries of each; every plane has a frame of its own."""
     x = state.value(k.x)
-    kind = Kind.COMPLEX_HALF if k.layout == "half" else Kind.COMPLEX_INTERLEAVED
-    dim = x.dims[-1]
+    dim, frames = x.dims[-1], state.frames
     vectors = frozenset(a for a in dim if a.view_of is not None)
     for axis in vectors:
-        state.frames.settle(axis, vectors)
-    leaves = [leaf for a in dim for leaf in a.leaves()]
-    if len(leaves) == 1:
-        state.frames.narrow(leaves[0], kind)
-    else:
-        state.freeze(Value((dim,), NONE))
-        state.frames.system.constant(state.total(x), [g for a in dim for g in a.ground()], state.frames.reason)
-    two = [g for a in dim for g in a.ground() if g.name == "pair" or k.x.shape[-1] == 2]
-    state.frames.system.constant(state.total(x), two, state.frames.reason)
+        frames.settle(axis, vectors)
+    plane, planes = Axis(2, "plane"), Axis(k.x.shape[-1] // 2, "planes", Kind.INDEX, pinned=True)
+    pattern = [plane, planes] if k.layout == "half" else [planes, plane]
+    for mine, other in frames.match(list(dim), pattern):
+        if other is plane:
+            frames.narrow(mine, Kind.COMPLEX)
+            if not mine.root.kind.vector:
+                frames.mixed.update(mine.ground())  # no other frame may depend on the entry of a plane
+            frames.system.constant(state.total(x), mine.ground(), frames.reason)
+        else:
+            frames.pin(mine)
     return x
 
 

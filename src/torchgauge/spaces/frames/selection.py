@@ -9,6 +9,8 @@ that are never equal: a choice between equal ones goes by their position.
 
 from __future__ import annotations
 
+from math import prod
+
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.axes import SAME, Axis, Kind
 from torchgauge.spaces.charges import NONE, Charge
@@ -34,12 +36,22 @@ def _choice(k: c.Choice, state: FrameState) -> Value:
 
 
 def _slots(k: c.Choice, state: FrameState, entries: Dim, n: int) -> Axis:
-    leaves = [leaf for axis in entries for leaf in axis.leaves()]
+    (whole,) = _single(state, entries)
+    whole.root.chosen = True
+    return Axis(n, k.out.name, parent=whole, label=SAME, sample=k.out)
+
+
+def _single(state: FrameState, entries: Dim) -> Dim:
+    """Entries as one axis; where they are a product of axes (groups), one that stands still in their place."""
+    leaves = tuple(leaf for axis in entries for leaf in axis.leaves())
     if len(leaves) == 1:
-        return Axis(n, k.out.name, parent=leaves[0], label=SAME, sample=k.out)
+        return leaves
     for axis in entries:
         state.frames.pin(axis)
-    return Axis(n, k.out.name, Kind.INDEX, pinned=True)
+    size = prod(leaf.size for leaf in leaves)
+    return (
+        state.merged.setdefault(tuple(leaf.root for leaf in leaves), Axis(size, "entries", Kind.INDEX, pinned=True)),
+    )
 
 
 INJECTIVE = frozenset(
@@ -115,12 +127,15 @@ def entries(state: FrameState, choice: c.Tensor) -> Dim:
     while not isinstance(made, c.Choice):
         assert isinstance(made, (c.Reshape, c.Permute, c.Expand, c.Slice))
         made = state.makers[made.x]
-    return state.value(made.x).dims[made.dim]
+    dim = state.value(made.x).dims[made.dim]
+    return _single(state, dim) if dim else dim
 
 
 def _meet(state: FrameState, axes: Dim, chosen: Dim, charge: Charge) -> bool:
     """The entries that a choice points into are those that it was made of; else nothing there may move."""
     mine, theirs = ([leaf for axis in dim for leaf in axis.leaves()] for dim in (axes, chosen))
+    if not mine and not theirs:
+        return True  # one entry, which is always chosen
     if len(mine) == len(theirs) == 1 and mine[0].size == theirs[0].size and not (mine[0].sample or theirs[0].sample):
         state.frames.join_index(theirs[0], mine[0])
         return True

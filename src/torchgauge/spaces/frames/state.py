@@ -40,6 +40,8 @@ class FrameState:
     values: dict[c.Tensor, Value] = field(default_factory=dict)
     charges: dict[c.Tensor, Var] = field(default_factory=dict)
     """Free charge of every parameter, one number per entry as far as the equations allow."""
+    merged: dict[tuple[Axis, ...], Axis] = field(default_factory=dict)
+    """Products of axes from whose entries some are chosen → an axis that numbers all of them."""
 
     def value(self, tensor: c.Tensor) -> Value:
         if tensor not in self.values:
@@ -90,6 +92,10 @@ class FrameState:
     def align(self, x: Value, y: Value, *, skip: int = -1) -> None:
         """Both tensors carry the same frame on all dimensions (of size above one in both) except `skip`."""
         fresh = self.all_fresh(x) or self.all_fresh(y)
+        for axis in (*x.axes, *y.axes):
+            if axis.view_of is not None and not fresh:
+                # of heads and their entries the entries keep the matrices
+                self.frames.settle(axis, frozenset(axis.view_of.root.views[-1:]))
         excess, bearer = y.charge - x.charge, None
         pairs = [
             pair

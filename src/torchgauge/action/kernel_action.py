@@ -1,0 +1,63 @@
+"""Kernels in numbers: the projector onto the directions that the readers of a writer do not see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from torchgauge.action.shift_action import Coordinates, static_value
+from torchgauge.groups.matrices import complement
+from torchgauge.spaces import constraints as c
+from torchgauge.spaces.kernels import Block, Map, Scale, Seen, Step
+
+
+def projector(
+    makers: Mapping[c.Tensor, c.Constraint], seen: Seen, sizes: tuple[int, ...], coordinates: Coordinates
+) -> Tensor:
+    """The orthogonal projector [n, n] onto what is not seen, n the product of `sizes`."""
+    n = prod(sizes)
+    start = torch.eye(n, dtype=torch.float64).reshape(n, *sizes)
+    blocks = sorted(seen or (), key=lambda block: repr(block))
+    if not blocks:
+        return torch.eye(n, dtype=torch.float64)
+    conditions = torch.cat([_conditions(makers, block, start, coordinates) for block in blocks], 1)
+    return torch.eye(n, dtype=torch.float64) - conditions @ torch.linalg.pinv(conditions)
+
+
+def _conditions(
+    makers: Mapping[c.Tensor, c.Constraint], block: Block, change: Tensor, coordinates: Coordinates
+) -> Tensor:
+    for step in block.steps:
+        change = _stepped(makers, step, change, coordinates)
+    flat = change.reshape(change.shape[0], -1)
+    return flat @ complement(flat.shape[1]) if block.end == "centred" else flat
+
+
+def _stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor, coordinates: Coordinates) -> Tensor:
+    """One step of a batch of changes [batch, ...]."""
+    if isinstance(step, Map):
+        weight = static_value(makers, step.weight, coordinates)
+        letters = {a: chr(98 + i) for i, a in enumerate(dict.fromkeys((*step.before, *step.labels)))}
+        spec = ["".join(letters[a] for a in labels) for labels in (step.before, step.labels, step.after)]
+        return torch.einsum(f"a{spec[0]},{spec[1]}->a{spec[2]}", change, weight)
+    if isinstance(step, Scale):
+        gain = static_value(makers, step.gain, coordinates).reshape(-1) ** step.power
+        return change * gain.reshape([-1 if d == step.axis + 1 else 1 for d in range(change.ndim)])
+    if step.order is not None:
+        change = change.permute(0, *(i + 1 for i in step.order))
+    if step.narrow is not None:
+        axis, start, stop = step.narrow
+        change = change.narrow(axis + 1, start, stop - start)
+    return change if step.shape is None else change.reshape(change.shape[0], *step.shape)
+
+
+def along(projection: Tensor, dims: tuple[int, ...], value: Tensor) -> Tensor:
+    """A symmetric matrix applied along some dimensions of a tensor."""
+    rest = [d for d in range(value.ndim) if d not in dims]
+    order = [*rest, *dims]
+    moved = value.permute(order)
+    flat = moved.reshape(-1, projection.shape[0]) @ projection
+    return flat.reshape(moved.shape).permute([order.index(d) for d in range(value.ndim)])
