@@ -1,6 +1,6 @@
 # make demo   install and run the demonstration
 # make test   install what the tests need and run every check
-# make figures   draw the figures of docs/paper.md anew, into docs/figures
+# make figures   draw the figures of docs/paper.md and docs/fields.md anew, into docs/figures
 # All work on a fresh machine with Python 3.11 or newer; a second run installs nothing.
 
 PYTHON ?= python3
@@ -20,6 +20,8 @@ test: lint
 
 figures: $(VENV)/.figures
 	$(BIN)/python examples/ode_figures.py docs/figures
+	$(BIN)/python examples/fields_figures.py docs/figures
+	$(BIN)/python examples/symmetry_breaking.py --results $(VENV)/symmetry_breaking.json --figure docs/figures/symmetry_breaking.svg
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -41,7 +43,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.figures: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet --editable '.[ode,plot]' --constraint constraints.txt
+	$(PIP) install --quiet --editable '.[demo,fields,ode,plot]' --constraint constraints.txt
 	@touch $@
 
 clean:
