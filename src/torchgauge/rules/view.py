@@ -44,8 +44,8 @@ def native_dropout(ctx: Lowering, x: Tensor, p: float, train: bool | None) -> tu
 
 
 @rule(*operators("reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"))
-@rule(*operators("reshape_as", "ravel", "_reshape_alias", "atleast_1d", "atleast_2d", "atleast_3d", "view_copy"))
-@rule(aten.view.default)
+@rule(*operators("reshape_as", "ravel", "_reshape_alias", "view_copy"))
+@rule(aten.view.default, aten.atleast_1d.default, aten.atleast_2d.default, aten.atleast_3d.default)
 def reshape(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
     """Everything whose result is the same numbers in the same order."""
     return axes.reshape(ctx.b, x, ctx.shape)
