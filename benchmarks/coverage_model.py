@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from coverage_page import ROUNDING
 
@@ -167,10 +168,14 @@ def completeness(model: Any, inputs: dict[str, Any], group: Any, points: int) ->
     from torchgauge.certify import verdict
     from torchgauge.certify.points import balanced
 
-    verdict.POINTS, verdict.SECONDS, search.PATIENCE = points, math.inf, PATIENCE
-    verdict.measure = functools.partial(search.measure, rounds=ROUNDS)
-    verdict.balanced = functools.partial(balanced, steps=STEPS, seconds=math.inf)
-    found = tg.certify(model, (), inputs, group=group)
+    thoroughness = {
+        "POINTS": points,
+        "SECONDS": math.inf,
+        "measure": functools.partial(search.measure, rounds=ROUNDS),
+        "balanced": functools.partial(balanced, steps=STEPS, seconds=math.inf),
+    }
+    with mock.patch.multiple(verdict, **thoroughness), mock.patch.object(search, "PATIENCE", PATIENCE):
+        found = tg.certify(model, (), inputs, group=group)
     return {
         "certified": found.sound,
         "certificate_defect": max(found.defect, found.large_defect, found.own_defect or 0.0, found.tangent_defect),

@@ -11,8 +11,8 @@ import sys
 import warnings
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from drawing import draw
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -98,17 +98,7 @@ def flows() -> plt.Figure:
 
 def main(folder: Path) -> None:
     """Writes correlators.svg and flow.svg."""
-    mpl.use("Agg")
-    plt.rcParams.update({
-        "svg.hashsalt": "torchgauge", "svg.fonttype": "path", "font.size": 8, "axes.titlesize": 8,
-        "axes.spines.top": False, "axes.spines.right": False,
-    })  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("correlators", widths), ("flow", flows)):
-        figure = draw()
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-        plt.close(figure)
-        print(folder / f"{name}.svg")
+    draw({"correlators": widths, "flow": flows}, folder)
 
 
 if __name__ == "__main__":

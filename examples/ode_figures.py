@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from drawing import draw
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -160,17 +160,7 @@ def gauges() -> plt.Figure:
 
 def main(folder: Path) -> None:
     """Writes figure1.svg, figure2.svg and figure3.svg."""
-    mpl.use("Agg")
-    plt.rcParams.update({
-        "svg.hashsalt": "torchgauge", "svg.fonttype": "path", "font.size": 8, "axes.titlesize": 8,
-        "axes.spines.top": False, "axes.spines.right": False,
-    })  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("figure1", spacetime), ("figure2", diagram), ("figure3", gauges)):
-        figure = draw()
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-        plt.close(figure)
-        print(folder / f"{name}.svg")
+    draw({"figure1": spacetime, "figure2": diagram, "figure3": gauges}, folder)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from torchgauge.certify import completeness, verdict
-
 pytest.importorskip("transformers")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -22,14 +20,6 @@ assert spec is not None and spec.loader is not None
 coverage = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = coverage
 spec.loader.exec_module(coverage)
-
-
-@pytest.fixture(autouse=True)
-def _thoroughness_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sweep sets how long `certify` looks for a whole process; here other tests follow."""
-    for module, names in ((verdict, ("POINTS", "SECONDS", "measure", "balanced")), (completeness, ("PATIENCE",))):
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name))
 
 
 @pytest.fixture(scope="module")

@@ -189,8 +189,9 @@ def _positions(cuts: Cuts, program: c.Program) -> set[Node]:
             static.add(k.out)
         weights = [t for t in k.inputs if t in static]
         if isinstance(k, c.Contract) and weights:
-            for t, labels in ((k.x, k.x_labels), (k.y, k.y_labels)):
-                own = {a for w, names in ((k.x, k.x_labels), (k.y, k.y_labels)) if w in static for a in names}
+            sides = ((k.x, k.x_labels), (k.y, k.y_labels))
+            own = {a for t, labels in sides if t in static for a in labels}
+            for t, labels in sides:
                 for d, a in enumerate(labels):
                     if t.shape[d] > 1:
                         (mixed if a in own else along).add(cuts.find((t, d))[0])

@@ -190,12 +190,6 @@ class Anatomy:
     def values(self, params: Mapping[str, Tensor], points: Tensor, *nodes: fx.Node) -> list[Tensor]:
         """The tensors at some nodes, for parameters of one network [*shape] and points like the example's."""
         kept: dict[fx.Node, Tensor] = {}
-        arguments: list[Any] = []
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                role, name = self.captured.placeholders[node.name]
-                tables = {"param": params, "buffer": self.captured.buffers, "const": self.captured.constants}
-                arguments.append(points if role == "input" else tables[role][name])
 
         class Recorder(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
@@ -204,8 +198,17 @@ class Anatomy:
                     kept[n] = value
                 return value
 
-        Recorder(self.captured.graph_module).run(*arguments)
+        Recorder(self.captured.graph_module).run(*self._arguments(params, points))
         return [kept[n] for n in nodes]
+
+    def outputs(self, params: Mapping[str, Tensor], points: Tensor) -> Tensor:
+        """The outputs of one network, differentiable in the parameters [*shape] and in the points."""
+        return self.captured.graph_module(*self._arguments(params, points))[0]
+
+    def _arguments(self, params: Mapping[str, Tensor], points: Tensor) -> list[Any]:
+        tables = {"param": params, "buffer": self.captured.buffers, "const": self.captured.constants}
+        entering = [self.captured.placeholders[n.name] for n in self.graph.nodes if n.op == "placeholder"]
+        return [points if role == "input" else tables[role][name] for role, name in entering]
 
 
 def anatomy(ensemble: Ensemble, points: Tensor) -> Anatomy:

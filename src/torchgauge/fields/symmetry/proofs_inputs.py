@@ -11,8 +11,6 @@ the first.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -87,7 +85,7 @@ def _derivatives(anatomy: Anatomy, layer: Layer) -> tuple[Tensor, Tensor, bool]:
         fixed = params | {layer.weight: probe.movedim(1, layer.columns)}
 
         def f(t: Tensor) -> Tensor:
-            return _run(anatomy, fixed, start + t * along)
+            return anatomy.outputs(fixed, start + t * along)
 
         zero = torch.zeros((), dtype=start.dtype)
         one = torch.ones_like(zero)
@@ -104,14 +102,3 @@ def _derivatives(anatomy: Anatomy, layer: Layer) -> tuple[Tensor, Tensor, bool]:
     total = torch.stack([a for a, _ in found]).sum(0).abs().max()
     scale = max(float(first.max()), NONZERO)
     return first > NONZERO * scale, second > NONZERO * scale, bool(total > NONZERO * scale)
-
-
-def _run(anatomy: Anatomy, params: dict[str, Tensor], points: Tensor) -> Tensor:
-    """The outputs, differentiable in the points."""
-    arguments: list[Any] = []
-    for node in anatomy.graph.nodes:
-        if node.op == "placeholder":
-            role, name = anatomy.captured.placeholders[node.name]
-            tables = {"param": params, "buffer": anatomy.captured.buffers, "const": anatomy.captured.constants}
-            arguments.append(points if role == "input" else tables[role][name])
-    return anatomy.captured.graph_module(*arguments)[0]
