@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterable
 from math import prod
 
+from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage, depends, var_axes
 from torchgauge.action.invisible_action import InvisibleStage, Writer
+from torchgauge.action.range_action import RangeStage
 from torchgauge.action.shift_action import ShiftStage, param_of
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis
 from torchgauge.spaces.charges import Var
 from torchgauge.spaces.constraints import Program
+from torchgauge.spaces.ranges import Reader
 from torchgauge.spaces.shifts import Source
 from torchgauge.values import Factor
 
@@ -89,9 +92,14 @@ def _charge_factor(stage: FrameStage, var: Var, *, odd: bool) -> Factor:
     return Factor(place(parameters), kind, size, 1, 0 if odd else size, components, parameters, sources)
 
 
-def shift_factors(stage: ShiftStage) -> list[Factor]:
-    """Shifts of biases and unreachable directions of readers."""
-    return [_shift_factor(stage, s) for s in stage.shifts.free]
+def additive_factors(stage: Additive) -> list[Factor]:
+    """Shifts of biases, writers along directions that no reader sees, readers across what reaches them."""
+    if isinstance(stage, ShiftStage):
+        return [_shift_factor(stage, s) for s in stage.free]
+    if isinstance(stage, InvisibleStage):
+        return [_invisible_factor(stage, w) for w in stage.free]
+    assert isinstance(stage, RangeStage)
+    return [_range_factor(stage, r) for r in stage.free]
 
 
 def _shift_factor(stage: ShiftStage, source: Source) -> Factor:
@@ -105,15 +113,17 @@ def _shift_factor(stage: ShiftStage, source: Source) -> Factor:
     return Factor(place(parameters), kind, size, 1, size, {}, parameters, (source.at.out.source,))
 
 
-def invisible_factors(stage: InvisibleStage) -> list[Factor]:
-    """Writers along directions that no reader sees."""
-    return [_invisible_factor(stage, w) for w in stage.writers]
-
-
 def _invisible_factor(stage: InvisibleStage, writer: Writer) -> Factor:
     name = _learnable(stage.program, param_of(stage.shifts.makers, writer.tensor).name)
     size = writer.dimension
     return Factor(place((name,)), "invisible", size, 1, size, {}, (name,), (writer.tensor.source,))
+
+
+def _range_factor(stage: RangeStage, reader: Reader) -> Factor:
+    shown = [reader.tensor, *([reader.bias] if reader.bias is not None else [])]
+    names = tuple(_learnable(stage.program, param_of(stage.sources.makers, t).name) for t in shown)
+    size = reader.dimension
+    return Factor(place(names), "unreachable", size, 1, size, {}, names, (reader.tensor.source,))
 
 
 def approximate_factors(exact: FrameStage, limit: FrameStage) -> list[Factor]:

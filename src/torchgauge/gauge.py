@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from torchgauge import explain
 from torchgauge import factors as describe
+from torchgauge.action.additive import Additive
 from torchgauge.action.coordinates import decode, encode
 from torchgauge.action.frame_action import FrameElement, FrameStage, depends, sizes, var_sizes
-from torchgauge.action.invisible_action import InvisibleStage
-from torchgauge.action.shift_action import ShiftStage
 from torchgauge.explain import Space, Why
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis
@@ -23,7 +22,8 @@ from torchgauge.spaces.constraints import Program
 from torchgauge.values import Factor, Rigid
 
 Params = Mapping[str, Tensor]
-FRAMES, SHIFTS, INVISIBLE = range(3)
+Move = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+FRAMES = 0
 # entries of all tangents that are computed in one pass
 TOGETHER = 20_000_000
 
@@ -64,8 +64,7 @@ class GaugeGroup:
         self,
         program: Program,
         frames: FrameStage,
-        shifts: ShiftStage,
-        invisible: InvisibleStage,
+        additive: tuple[Additive, ...],
         *,
         ties: Mapping[str, str],
         observed: tuple[str, ...],
@@ -73,7 +72,7 @@ class GaugeGroup:
         limit: FrameStage | None = None,
     ) -> None:
         self.program = program
-        self.frames, self.shifts, self.invisible = frames, shifts, invisible
+        self.frames, self.additive = frames, additive
         self.ties = dict(ties)
         self.observed, self.dropped = observed, dropped
         self._limit = limit
@@ -84,8 +83,7 @@ class GaugeGroup:
         """All factors; those that hold only as ε → 0 (`exact` False) come last and are not part of the group."""
         exact = [
             *describe.frame_factors(self.frames),
-            *describe.shift_factors(self.shifts),
-            *describe.invisible_factors(self.invisible),
+            *(factor for stage in self.additive for factor in describe.additive_factors(stage)),
         ]
         limit = describe.approximate_factors(self.frames, self._limit) if self._limit is not None else []
         return (*exact, *limit)
@@ -142,8 +140,7 @@ class GaugeGroup:
         return GaugeGroup(
             self.program,
             self._limit or self.frames,
-            self.shifts,
-            self.invisible,
+            self.additive,
             ties=self.ties,
             observed=self.observed,
             dropped=self.dropped,
@@ -181,13 +178,10 @@ class GaugeGroup:
             # of the size of a weight that reads `width` entries: larger ones only cost digits
             return scale / (16 * max(1, width)) ** 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
-        shifts = {s: normal(self.shifts.shape(s), self.shifts.width(s)) for s in self.shifts.shifts.free}
-        invisible = {w: normal(w.shape, w.width) for w in self.invisible.writers}
         letters: list[tuple[int, Any]] = [(FRAMES, frames)]
-        if shifts:
-            letters.append((SHIFTS, shifts))
-        if invisible:
-            letters.append((INVISIBLE, invisible))
+        for i, stage in enumerate(self.additive, 1):
+            if values := {key: normal(stage.shape(key), stage.width(key)) for key in stage.free}:
+                letters.append((i, values))
         return Element(self, tuple(letters))
 
     def _compose(self, stage: int, g: Any, h: Any) -> Any:
@@ -209,17 +203,25 @@ class GaugeGroup:
         Returns:
             A new dict with the same names, dtypes, devices and ties. The arithmetic is float64 with one cast.
         """
-        coordinates = encode(self.program, self.ties, params)
-        for stage, value in element.letters:
-            coordinates = self._step(stage, value, coordinates)
-        return decode(self.program, self.ties, params, coordinates)
+        steps = [(stage, partial(self._step, stage, value)) for stage, value in element.letters]
+        return decode(self.program, self.ties, params, self._travelled(steps, params))
+
+    def _travelled(self, steps: Iterable[tuple[int, Move]], params: Params) -> dict[str, Tensor]:
+        """Coordinates after some steps, each taken in the coordinates of its own stage's program."""
+        params = {name: value.detach() for name, value in params.items()}
+        at, coordinates = self.program, encode(self.program, self.ties, params)
+        for stage, move in (*steps, (FRAMES, None)):
+            wanted = self.program if stage == FRAMES else self.additive[stage - 1].program
+            if wanted is not at:
+                params = decode(at, self.ties, params, coordinates, cast=False)
+                at, coordinates = wanted, encode(wanted, self.ties, params)
+            coordinates = coordinates if move is None else move(coordinates)
+        return coordinates
 
     def _step(self, stage: int, value: Any, coordinates: dict[str, Tensor]) -> dict[str, Tensor]:
-        if stage == FRAMES:
-            return self.frames.act(value, coordinates)
-        if stage == SHIFTS:
-            return self.shifts.act(value, coordinates)
-        return self.invisible.act(value, coordinates)
+        return (
+            self.frames.act(value, coordinates) if stage == FRAMES else self.additive[stage - 1].act(value, coordinates)
+        )
 
     # -- Lie algebra -------------------------------------------------------------------------------------------
     @cached_property
@@ -233,10 +235,8 @@ class GaugeGroup:
             out.append((f"shear {r.name}", FRAMES, Shear(r), (*sizes(depends(r)), r.size)))
         for v in self.frames.log_vars:
             out.append((v.name, FRAMES, v, var_sizes(v)))
-        for s in self.shifts.shifts.free:
-            out.append((s.name, SHIFTS, s, self.shifts.shape(s)))
-        for w in self.invisible.writers:
-            out.append((f"invisible {w.tensor.name}", INVISIBLE, w, w.shape))
+        for i, stage in enumerate(self.additive, 1):
+            out += [(stage.name(key), i, key, stage.shape(key)) for key in stage.free]
         return [g for g in out if _numel(g[3])]
 
     @property
@@ -267,11 +267,9 @@ class GaugeGroup:
         Returns:
             The parameters in float64 under canonical names, differentiable in `algebra`.
         """
-        coordinates = encode(self.program, self.ties, params)
-        for i, value in algebra.items():
-            _, stage, key, _ = self.generators[i]
-            coordinates = self._flow(stage, key, value, coordinates)
-        out = decode(self.program, self.ties, params, coordinates, cast=False)
+        chosen = [(*self.generators[i][1:3], value) for i, value in algebra.items()]
+        steps = [(stage, partial(self._flow, stage, key, value)) for stage, key, value in chosen]
+        out = decode(self.program, self.ties, params, self._travelled(steps, params), cast=False)
         return {n: out[n] for n in params if n not in self.ties and params[n].is_floating_point()}
 
     def _derivative(self, stage: int, key: Any, direction: Tensor, params: Params) -> dict[str, Tensor]:
@@ -283,8 +281,7 @@ class GaugeGroup:
         names = [n for n in params if n not in self.ties and params[n].is_floating_point()]
 
         def path(algebra: Tensor) -> dict[str, Tensor]:
-            coordinates = encode(self.program, self.ties, params)
-            moved = self._flow(stage, key, algebra, coordinates)
+            moved = self._travelled([(stage, partial(self._flow, stage, key, algebra))], params)
             out = decode(self.program, self.ties, params, moved, cast=False)
             return {n: out[n] for n in names}
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage
 from torchgauge.action.invisible_action import InvisibleStage
+from torchgauge.action.range_action import RangeStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.gauge import GaugeGroup
 from torchgauge.observable import Observable, observed
+from torchgauge.spaces.align import aligned
 from torchgauge.spaces.constraints import PICKED, Program
+from torchgauge.spaces.cuts import aims_differ
 from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
@@ -47,20 +51,28 @@ def infer(
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
     """Run all passes over a lowered program."""
-    program = distribute(program)
+    lowered, program = program, distribute(program)
     product = exponentiated(program)
     frame_pass = FramePass(product).run()
     solution = frame_pass.frames.system.solve(soft=True)
     frames = FrameStage(product, frame_pass, solution)
-    patterns, relations = PatternPass(program), RelationPass(program)
-    shifts = ShiftPass(program, patterns, relations).run()
+    additive = _additive(program)
+    summed = aligned(lowered)
+    if summed is not lowered or aims_differ(lowered):
+        additive += [stage.beyond(additive) for stage in _additive(distribute(summed, "shifts"))]
     return GaugeGroup(
         program,
         frames,
-        ShiftStage(shifts),
-        InvisibleStage(program, patterns, shifts),
+        tuple(additive),
         ties=ties,
         observed=tuple(name for name in program.output_names if name != PICKED),
         dropped=dropped,
         limit=FrameStage(product, frame_pass, frame_pass.frames.system.solve(soft=False)),
     )
+
+
+def _additive(program: Program) -> list[Additive]:
+    """The stages behind the frames."""
+    patterns = PatternPass(program)
+    shifts = ShiftPass(program, patterns, RelationPass(program)).run()
+    return [ShiftStage(shifts), InvisibleStage(program, patterns, shifts), RangeStage(program, shifts.sources)]

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.zoo import attention, blocks, convolution, families, kernels, models, normalization, recurrent, vision
+from tests.zoo import (
+    attention,
+    blocks,
+    convolution,
+    families,
+    heads,
+    kernels,
+    models,
+    normalization,
+    reaches,
+    recurrent,
+    vision,
+)
 from tests.zoo.case import Case
 
 BLOCKS: tuple[Case, ...] = (
@@ -11,8 +23,10 @@ BLOCKS: tuple[Case, ...] = (
     *attention.CASES,
     *convolution.CASES,
     *families.CASES,
+    *heads.CASES,
     *recurrent.CASES,
     *kernels.CASES,
+    *reaches.CASES,
 )
 MODELS: tuple[Case, ...] = (*models.CASES, *vision.CASES)
 CASES: dict[str, Case] = {c.name: c for c in (*BLOCKS, *MODELS)}

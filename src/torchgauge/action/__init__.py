@@ -1,1 +1,1 @@
-"""How group elements move parameters: frames first, then shifts, then invisible directions."""
+"""How group elements move parameters: frames first, then additive stages."""

@@ -33,7 +33,7 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
                 f"the state dict has no tensor named {name!r}",
                 remedy="pass model.state_dict() of the model that the group was inferred from",
             )
-        return canonical[name].detach().double()
+        return canonical[name].double()
 
     out: dict[str, Tensor] = {}
     for key, coordinate in program.coordinates.items():
@@ -84,7 +84,7 @@ def decode(
     canonical = _canonical(ties, params)
 
     def get(name: str) -> Tensor:
-        return canonical[name].detach().double()
+        return canonical[name].double()
 
     new: dict[str, Tensor] = {}
     statistic: dict[str, Pieces] = {}

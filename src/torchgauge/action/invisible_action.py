@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from torchgauge.action.additive import Additive
 from torchgauge.action.kernel_action import along, projector
 from torchgauge.action.shift_action import Coordinates, add_to_view, gain_product, param_of
 from torchgauge.spaces import constraints as c
@@ -51,12 +52,31 @@ class Writer:
 
 
 @dataclass
-class InvisibleStage:
+class InvisibleStage(Additive):
     """Additive: an arbitrary tensor per writer."""
 
     program: c.Program
     patterns: PatternPass
     shifts: ShiftPass
+
+    @property
+    def found(self) -> list[Writer]:
+        return self.writers
+
+    def name(self, key: Writer) -> str:
+        return f"invisible {key.tensor.name}"
+
+    def moved(self, key: Writer) -> str:
+        return f"invisible {self.program.coordinates[param_of(self.shifts.makers, key.tensor).name].name}"
+
+    def dimension(self, key: Writer) -> int:
+        return key.dimension
+
+    def shape(self, key: Writer) -> tuple[int, ...]:
+        return key.shape
+
+    def width(self, key: Writer) -> int:
+        return key.width
 
     @cached_property
     def writers(self) -> list[Writer]:

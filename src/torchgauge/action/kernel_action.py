@@ -11,7 +11,7 @@ from torch import Tensor
 from torchgauge.action.shift_action import Coordinates, static_value
 from torchgauge.groups.matrices import complement
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.kernels import Block, Map, Scale, Seen, Step
+from torchgauge.spaces.kernels import Block, Centre, Map, Pad, Scale, Seen, Step
 
 
 def projector(
@@ -31,12 +31,12 @@ def _conditions(
     makers: Mapping[c.Tensor, c.Constraint], block: Block, change: Tensor, coordinates: Coordinates
 ) -> Tensor:
     for step in block.steps:
-        change = _stepped(makers, step, change, coordinates)
+        change = stepped(makers, step, change, coordinates)
     flat = change.reshape(change.shape[0], -1)
     return flat @ complement(flat.shape[1]) if block.end == "centred" else flat
 
 
-def _stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor, coordinates: Coordinates) -> Tensor:
+def stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor, coordinates: Coordinates) -> Tensor:
     """One step of a batch of changes [batch, ...]."""
     if isinstance(step, Map):
         weight = static_value(makers, step.weight, coordinates)
@@ -46,6 +46,12 @@ def _stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor
     if isinstance(step, Scale):
         gain = static_value(makers, step.gain, coordinates).reshape(-1) ** step.power
         return change * gain.reshape([-1 if d == step.axis + 1 else 1 for d in range(change.ndim)])
+    if isinstance(step, Centre):
+        return change - change.mean(tuple(range(1, change.ndim)), keepdim=True)
+    if isinstance(step, Pad):
+        behind = step.size - step.start - change.shape[step.axis + 1]
+        sides = [0, 0] * (change.ndim - step.axis - 2) + [step.start, behind]
+        return torch.nn.functional.pad(change, sides)
     if step.order is not None:
         change = change.permute(0, *(i + 1 for i in step.order))
     if step.narrow is not None:

@@ -15,6 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from torchgauge.action.additive import Additive
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Gains, Pattern, Relation
 from torchgauge.spaces.shifts import ShiftPass
@@ -86,17 +87,33 @@ def static_value(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, coordinat
 
 
 @dataclass
-class ShiftStage:
+class ShiftStage(Additive):
     """Additive: values of the free sources, by source."""
 
     shifts: ShiftPass
 
-    def shape(self, s: Source) -> tuple[int, ...]:
-        return s.shape
+    @property
+    def program(self) -> c.Program:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.shifts.program
 
-    def width(self, s: Source) -> int:
-        """How many entries a reader of the shifted tensor sums, roughly: sets the size of random shifts."""
-        return s.at.out.shape[-1] if s.kind != "relation" else s.at.inputs[0].shape[-1]
+    @property
+    def found(self) -> list[Source]:
+        return self.shifts.free
+
+    def name(self, key: Source) -> str:
+        return key.name
+
+    def moved(self, key: Source) -> str:
+        return f"{key.kind} {self.program.coordinates[param_of(self.shifts.makers, key.tensor).name].name}"
+
+    def dimension(self, key: Source) -> int:
+        return prod(key.shape)
+
+    def shape(self, key: Source) -> tuple[int, ...]:
+        return key.shape
+
+    def width(self, key: Source) -> int:
+        return key.at.out.shape[-1] if key.kind != "relation" else key.at.inputs[0].shape[-1]
 
     @cached_property
     def moving(self) -> list[c.Tensor]:
@@ -122,13 +139,19 @@ class _Run:
         self.pass_, self.sources, self.makers = shifts, shifts.sources, shifts.makers
         self.values: dict[Source, Tensor | None] = dict(values)
         self.old, self.new = old, new
-        self.by_param: dict[c.Tensor, list[Source]] = {}
-        for s in self.pass_.solved:
-            self.by_param.setdefault(param_of(self.makers, s.tensor), []).append(s)
         self.known: dict[c.Tensor, Tensor | None] = {}
         self.solving: set[Source] = set()
         self.path: set[c.Tensor] = set()
         """From where the source that is being solved enters to where it is solved."""
+        self.parts: dict[frozenset[Source], _Part] = {}
+
+    @cached_property
+    def by_param(self) -> dict[c.Tensor, list[Source]]:
+        """Solved sources by their parameter."""
+        out: dict[c.Tensor, list[Source]] = {}
+        for s in self.pass_.solved:
+            out.setdefault(param_of(self.makers, s.tensor), []).append(s)
+        return out
 
     # -- sources -----------------------------------------------------------------------------------------------
     def delta(self, s: Source, value: Tensor, skip: Pattern | None = None) -> Tensor:
@@ -199,7 +222,7 @@ class _Run:
         """κ of a relation at the new parameters."""
         total = torch.tensor(r.constant, dtype=torch.float64)
         for bias, gains in r.offsets:
-            for s in self.by_param.get(bias, []):
+            for s in self.by_param.get(bias, ()):
                 self._value(s)  # solved, if it is one of those
             b = self.new[bias.name].reshape(-1)
             total = total + (gain_product(gains, self.old) * b).sum()
@@ -215,12 +238,13 @@ class _Run:
         """Give a source the value that makes everything else vanish where the source was solved."""
         if s in self.values:
             return
-        at, _ = self.pass_.solved[s]
+        at, others = self.pass_.solved[s]
         path = self._path(s, at)
         outer, self.path = self.path, set(path)
         self.values[s] = None  # what the others bring, with this source standing still
         self.solving.add(s)
-        total = self.shift(at)
+        # where levels pass, only what this source stands for
+        total = self.part(others).of(at) if self.pass_.levels else self.shift(at)
         self.solving.discard(s)
         self.path = outer
         if total is not None:
@@ -265,11 +289,22 @@ class _Run:
         """The shift of a tensor, with size one along dimensions where it is constant; None for none."""
         if t in self.path:
             return self._through(self.makers[t])
-        if t in self.pass_.zero or t.role != "data":
+        if t.role != "data" or (t in self.pass_.zero and not self.pass_.zero[t]) or not self._reached(t):
             return None
         if t not in self.known:
-            self.known[t] = self._through(self.makers[t])
+            passing = self.pass_.zero.get(t)
+            self.known[t] = self._through(self.makers[t]) if passing is None else self.part(passing).of(t)
         return self.known[t]
+
+    def _reached(self, t: c.Tensor) -> bool:
+        """Whether anything may arrive at a tensor."""
+        return True
+
+    def part(self, sources: frozenset[Source]) -> _Part:
+        """The same evaluation with some sources alone."""
+        if sources not in self.parts:
+            self.parts[sources] = _Part(self, sources)
+        return self.parts[sources]
 
     def _entered(self, k: c.Constraint, t: c.Tensor) -> Tensor | None:
         """The sum of the sources that enter at a constraint."""
@@ -300,7 +335,7 @@ class _Run:
             return self._contract(k)
         if not isinstance(k, (c.Reshape, c.Permute, c.Slice, c.Expand, c.Mul, c.Reduce, c.Spatial)):
             return None
-        x = self.shift(k.x)
+        x = self._operand(k, k.x) if isinstance(k, c.Spatial) else self.shift(k.x)
         if x is None:
             return None
         if isinstance(k, c.Reshape):
@@ -359,6 +394,30 @@ class _Run:
         out = torch.einsum(spec + "".join(letters[a] for a in kept), shift, weight)
         sizes = dict(zip(kept, out.shape, strict=True))
         return out.reshape([sizes.get(a, 1) for a in k.out_labels])
+
+
+class _Part(_Run):
+    """What some of the sources bring: shifts are linear in them."""
+
+    def __init__(self, whole: _Run, sources: frozenset[Source]) -> None:
+        super().__init__(whole.pass_, {}, whole.old, whole.new)
+        self.whole, self.chosen = whole, sources
+
+    def _reached(self, t: c.Tensor) -> bool:
+        return not self.chosen.isdisjoint(self.pass_.terms(t))
+
+    def of(self, t: c.Tensor) -> Tensor | None:
+        """The shift of a tensor, even if it vanishes where all others are added."""
+        return self._through(self.makers[t])
+
+    def part(self, sources: frozenset[Source]) -> _Part:
+        return self.whole.part(sources & self.chosen)
+
+    def _value(self, s: Source) -> Tensor | None:
+        return self.whole._value(s) if s in self.chosen else None
+
+    def constant(self, r: Relation) -> Tensor:
+        return self.whole.constant(r)
 
 
 def _sum(parts: list[Tensor | None]) -> Tensor | None:

@@ -16,15 +16,15 @@ from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.builder import Builder
-from torchgauge.spaces.cuts import Cuts, find_cuts
+from torchgauge.spaces.cuts import Aim, Cuts, find_cuts
 from torchgauge.spaces.directions import grouping
 
 Index = tuple[int, ...]
 
 
-def in_blocks(program: c.Program) -> c.Program:
+def in_blocks(program: c.Program, aim: Aim = "frames") -> c.Program:
     """An equal program without concatenations and slices along dimensions that may be cut."""
-    cuts = find_cuts(program)
+    cuts = find_cuts(program, aim)
     return _Writer(program, cuts).run() if cuts.any else program
 
 

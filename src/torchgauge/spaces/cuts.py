@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
+from typing import Literal
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import grouping
@@ -17,6 +18,7 @@ PIECES = 100
 """Blocks of one tensor, likewise: a loop that writes a matrix entry by entry would ask for one per entry."""
 
 Node = tuple[c.Tensor, int]
+Aim = Literal["frames", "shifts"]
 
 
 @dataclass
@@ -159,8 +161,12 @@ class Cuts:
         return root, here
 
 
-def find_cuts(program: c.Program) -> Cuts:
-    """Read all constraints, then solve for the places."""
+def find_cuts(program: c.Program, aim: Aim = "frames") -> Cuts:
+    """Read all constraints, then solve for the places.
+
+    For frames, positions that all weights treat alike stay whole; for shifts they are cut, so that parameters that are
+    added at some positions alone stand by themselves, and what a layer norm runs over stays whole, with its mean.
+    """
     cuts = Cuts()
     readers: dict[c.Tensor, list[c.Constraint]] = {}
     for k in program.constraints:
@@ -171,9 +177,20 @@ def find_cuts(program: c.Program) -> Cuts:
             if t.role == "input":
                 cuts.keep(t, range(t.ndim))
         _relate(cuts, k, readers)
-    cuts.whole |= _positions(cuts, program)
+        if aim == "shifts" and isinstance(k, c.Normalize) and k.kind == "layer":
+            cuts.keep(k.x, k.dims)
+    if aim == "frames":
+        cuts.whole |= _positions(cuts, program)
     cuts.solve()
     return cuts
+
+
+def aims_differ(program: c.Program) -> bool:
+    """Whether shifts ask for other cuts than frames."""
+    if not any(isinstance(k, (c.Slice, c.Concat)) for k in program.constraints):
+        return False
+    one, other = (find_cuts(program, aim) for aim in ("frames", "shifts"))
+    return any(one.sizes(*node) != other.sizes(*node) for node in one.parent)
 
 
 def _positions(cuts: Cuts, program: c.Program) -> set[Node]:

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.blocks import in_blocks
+from torchgauge.spaces.cuts import Aim
 from torchgauge.spaces.directions import grouping
 
 
-def distribute(program: c.Program) -> c.Program:
+def distribute(program: c.Program, aim: Aim = "frames") -> c.Program:
     """An equal program in which reshapes stand on parameters wherever they can, and nothing is packed."""
     # slices hide reshapes, and reshapes hide slices of heads
-    return in_blocks(_Distributor(in_blocks(program)).run())
+    return in_blocks(_Distributor(in_blocks(program, aim)).run(), aim)
 
 
 class _Distributor:

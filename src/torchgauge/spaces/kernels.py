@@ -4,7 +4,7 @@ A change along dimensions D of a tensor, arbitrary along the rest, is pushed for
 are parameters. What readers see of it is a list of blocks: some maps, then every entry, or every entry up to a constant
 (a layer norm or a softmax). The blocks are linear conditions on the change; where they are fewer than its entries,
 directions are left that nobody sees. They depend on the parameters: {k : C k = 0} for a classifier C of fewer classes
-than features. (Theory section 6.3.)
+than features. (Theory section 3.)
 """
 
 from __future__ import annotations
@@ -50,7 +50,21 @@ class View:
     shape: tuple[int, ...] | None = None
 
 
-Step = Map | Scale | View
+@dataclass(frozen=True)
+class Centre:
+    """Take the mean off."""
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Become a part of a longer axis, with zeros beside it."""
+
+    axis: int
+    start: int
+    size: int
+
+
+Step = Map | Scale | View | Centre | Pad
 
 
 @dataclass(frozen=True)

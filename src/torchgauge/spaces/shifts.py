@@ -14,6 +14,7 @@ from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import PatternPass, RelationPass, grouping
+from torchgauge.spaces.levels import flats, levels
 from torchgauge.spaces.sources import VIEWS, Source, Sources
 
 
@@ -65,9 +66,11 @@ class ShiftPass:
     solved: dict[Source, tuple[c.Tensor, frozenset[Source]]] = field(default_factory=dict)
     """Source → where it was solved, and the sources that it depends on (never, through others, on itself)."""
     dead: set[Source] = field(default_factory=set)
-    zero: set[c.Tensor] = field(default_factory=set)
-    """Tensors whose total shift vanishes."""
+    zero: dict[c.Tensor, frozenset[Source]] = field(default_factory=dict)
+    """Tensors whose total shift vanishes, but for the levels that pass there."""
     known: dict[c.Tensor, Terms] = field(default_factory=dict)
+    levels: list[Source] = field(default_factory=list)
+    """Sources that may pass readers that ignore constants."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -78,6 +81,19 @@ class ShiftPass:
         return self.sources.makers
 
     def run(self) -> ShiftPass:
+        self._solve()
+        free = {s.tensor for s in self.free}
+        # a level of a free bias would be counted twice
+        self.levels = [s for s in levels(self.sources) if s.tensor not in free]
+        narrow = list(flats(self.sources, (s for s in self.sources if s in self.dead)))
+        if self.levels or narrow:
+            for s in (*self.levels, *narrow):
+                self.sources.add(s)
+            self.free, self.solved, self.dead, self.zero, self.known = [], {}, set(), {}, {}
+            self._solve()
+        return self
+
+    def _solve(self) -> None:
         for k in self.program.constraints:
             self._visit(k)
         for out in self.program.outputs:
@@ -86,21 +102,21 @@ class ShiftPass:
         # what was solved inside a sum would see one half of a trade
         self.dead |= {s for s in self.sources.trades if s.inside & places}
         self.free = [s for s in self.sources if s not in self.solved and s not in self.dead]
-        return self
 
     # -- arrivals ----------------------------------------------------------------------------------------------
     def terms(self, t: c.Tensor) -> Terms:
         """Shifts that arrive at a tensor, as far as no constraint has removed them."""
-        if t in self.zero or t.role in ("const", "input", "buffer", "param"):
+        if t.role in ("const", "input", "buffer", "param") or (t in self.zero and not self.zero[t]):
             return {}
         if t not in self.known:
             k = self.makers.get(t)
-            self.known[t] = self._through(k) if k is not None else {}
+            found = self._through(k) if k is not None else {}
+            self.known[t] = {s: term for s, term in found.items() if t not in self.zero or s in self.zero[t]}
         return {s: term for s, term in self.known[t].items() if s not in self.dead}
 
-    def _vanish(self, t: c.Tensor) -> None:
-        """The total shift of `t` is zero from now on; what was known of tensors behind it is forgotten."""
-        self.zero.add(t)
+    def _vanish(self, t: c.Tensor, passing: frozenset[Source]) -> None:
+        """The shift of `t` is zero from now on, but for some levels; what was known behind it is forgotten."""
+        self.zero[t] = passing
         stack = [t]
         while stack:
             x = stack.pop()
@@ -135,7 +151,8 @@ class ShiftPass:
             return self._contracted(k)
         if isinstance(k, (c.Reduce, c.Spatial)):
             places = {d: d for d in range(k.x.ndim) if d not in k.dims}
-            return {s: Term(t.moved(places), False) for s, t in self.terms(k.x).items()}
+            arriving = self._operand(k, k.x) if isinstance(k, c.Spatial) else self.terms(k.x)
+            return {s: Term(t.moved(places), False) for s, t in arriving.items()}
         if isinstance(k, c.Gather):
             lead = k.out.ndim - (k.table.ndim - 1)
             return self._entering(k, k.table, full(k.out.shape, range(lead, k.out.ndim)), "rows")
@@ -146,8 +163,13 @@ class ShiftPass:
     ) -> Terms:
         """Sources that enter here, as they arrive."""
         t = self.sources.bare(t)
-        found = [s for s in self.sources.of(k, t) if s not in self.dead and s.entry(k, t).kind == kind]
-        return {s: Term(varies, direct and s.single and s.tensor is t) for s in found}
+        out: Terms = {}
+        for s in self.sources.of(k, t):
+            e = s.entry(k, t)
+            if s not in self.dead and e.kind == kind:
+                own = frozenset(f for f in varies if f.dim not in e.level)
+                out[s] = Term(own, direct and s.single and s.tensor is t)
+        return out
 
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
         t = self.sources.bare(t)
@@ -229,10 +251,12 @@ class ShiftPass:
         arrived = self.terms(t)
         if made is None or not wanted & arrived.keys():
             return
+        passing = frozenset(s for s in arrived if s.level and s not in wanted)
+        arrived = {s: term for s, term in arrived.items() if s not in passing}
         pivot = self._pivot(arrived)
         if pivot is not None:
             self.solved[pivot] = (t, frozenset(s for s in arrived if s is not pivot))
-            self._vanish(t)
+            self._vanish(t, passing)
             return
         for x in dict.fromkeys(made.inputs):
             if not self.sources.is_static(x):

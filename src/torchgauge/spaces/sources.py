@@ -37,6 +37,8 @@ class Entry:
     way: Pattern | None = None
     """What the use asks of the change, as a pattern on the source's tensor."""
     relation: Relation | None = None
+    level: frozenset[int] = frozenset()
+    """Of a bias: dimensions of `tensor` along which the change is constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ class Source:
     """A parameter that is always added together with this one, and takes its change off times a number."""
     inside: frozenset[c.Tensor] = frozenset()
     """Of a trade: the parts of the sums in which only one of the two stands."""
+    level: bool = False
+    """Whether it may pass readers that ignore constants, and vanish further on (see levels.py)."""
 
     @property
     def at(self) -> c.Constraint:
@@ -66,7 +70,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.tensor.name}"
+        return f"{'level of ' if self.level else ''}{self.kind} {self.tensor.name}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,9 +100,13 @@ class Sources:
         self.places: dict[tuple[c.Constraint, c.Tensor], list[Source]] = {}
         order = {k: i for i, k in enumerate(program.constraints)}
         for source in sorted(self._found(), key=lambda s: order[s.at]):
-            for e in source.entries:
-                self.places.setdefault((e.at, e.tensor), []).append(source)
+            self.add(source)
         self.trades = list(self._traded())
+
+    def add(self, source: Source) -> None:
+        """Let another source enter."""
+        for e in source.entries:
+            self.places.setdefault((e.at, e.tensor), []).append(source)
 
     def of(self, at: c.Constraint, t: c.Tensor) -> list[Source]:
         """Sources that enter at a constraint through a tensor that it reads."""
@@ -231,6 +239,11 @@ class Sources:
         """What one use of `t` lets through."""
         if isinstance(k, (c.Add, c.Concat)):
             yield Entry(k, end, "bias")
+        elif isinstance(k, c.Spatial) and k.keeps_constants:
+            dims = frozenset(d for d in k.dims if end.shape[d] > 1)
+            way = self._lifted(Pattern(dims), end, t)
+            if way is not None and dims:
+                yield Entry(k, end, "bias", way, level=dims)
         elif isinstance(k, c.Gather):
             way = self._lifted(Pattern(frozenset([0])), end, t)
             if way is not None:

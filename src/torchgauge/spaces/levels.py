@@ -1,0 +1,85 @@
+"""Levels: the part of a bias that is constant along dimensions over which a layer norm or a softmax stands.
+
+Where a sum is read by norms and by something else (a residual stream that is observed without a last norm), a bias in
+it must stand still, all but its level: the norms ignore that, so that it goes on along the stream, and another bias may
+take it off again further on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torchgauge.spaces import constraints as c
+from torchgauge.spaces.directions import Pattern, regrouped
+from torchgauge.spaces.sources import Entry, Source, Sources
+
+
+def levels(sources: Sources) -> Iterator[Source]:
+    """Of every part of a parameter that is only added: its changes that are constant where norms behind look."""
+    for t, uses in sources.parts.items():
+        if not all(isinstance(k, c.Add) for k, _ in uses) or sources.patterns.of(t) is not None:
+            continue
+        # a level that depends on the position would find nobody to take it off
+        way = Pattern(frozenset(d for d, n in enumerate(t.shape) if n > 1))
+        entries = [Entry(k, end, "bias", way, level=full(end)) for k, end in uses if _faces_norm(sources, k, end)]
+        if entries and len(entries) == len(uses):
+            yield Source(t, tuple(entries), (way,), level=True)
+
+
+def flats(sources: Sources, held: Iterable[Source]) -> Iterator[Source]:
+    """Of biases that must stand still: their changes that are constant along all dimensions but one."""
+    for s in held:
+        wide = full(s.tensor)
+        if len(wide) < 2 or s.ways or any(e.kind != "bias" or e.tensor is not s.tensor for e in s.entries):
+            continue
+        ignored = sources.patterns.of(s.tensor)
+        for d in sorted(wide):
+            way = Pattern(wide - {d})
+            if ignored is not None and ignored.dims <= way.dims:
+                continue  # an invisible direction
+            entries = tuple(Entry(e.at, e.tensor, "bias", way, level=way.dims) for e in s.entries)
+            yield Source(s.tensor, entries, (way,))
+
+
+def full(t: c.Tensor) -> frozenset[int]:
+    """The dimensions along which a tensor may vary."""
+    return frozenset(d for d, n in enumerate(t.shape) if n > 1)
+
+
+def _faces_norm(sources: Sources, k: c.Constraint, end: c.Tensor) -> bool:
+    """Whether a norm along one of the dimensions of `end` stands behind a sum."""
+    same = [d for d in full(end) if end.ndim == k.out.ndim and end.shape[d] == k.out.shape[d]]
+    return any(_normalised(sources, k.out, frozenset([d])) for d in same)
+
+
+def _normalised(sources: Sources, t: c.Tensor, dims: frozenset[int]) -> bool:
+    """Whether a norm along the dimensions reads a tensor, through sums and views."""
+    stack, seen = [(t, dims)], set()
+    while stack:
+        here, along = stack.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        for k in sources.readers.get(here, []):
+            if isinstance(k, c.Normalize) and k.kind == "layer" and not k.others and set(k.dims) == along:
+                return True
+            if isinstance(k, c.Softmax) and {k.dim} == along:
+                return True
+            carried = _carried(k, along)
+            if carried is not None:
+                stack.append((k.out, carried))
+    return False
+
+
+def _carried(k: c.Constraint, dims: frozenset[int]) -> frozenset[int] | None:
+    """Where dimensions are behind a sum or a view; None if it is neither, or cuts them."""
+    match k:
+        case c.Add() | c.Expand():
+            return dims if all(k.inputs[0].shape[d] == k.out.shape[d] for d in dims) else None
+        case c.Permute():
+            return frozenset(k.dims.index(d) for d in dims)
+        case c.Slice() | c.Concat():
+            return dims if k.dim not in dims else None
+        case c.Reshape():
+            return regrouped(dims, k.x.shape, k.out.shape)
+    return None

@@ -1,0 +1,348 @@
+"""Directions that no input reaches because of the values of other weights: what linear maps write is a subspace.
+
+All values of a tensor along some of its dimensions lie in o + L, for a subspace L and an offset o that biases make.
+L is written as generators: everything of a narrower tensor, or the rows of a parameter, carried through linear maps. A
+weight that reads the tensor is free across it. (Theory section 4; the converse of kernels.py.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Literal
+
+from torchgauge.spaces import constraints as c
+from torchgauge.spaces.directions import gain_of, grouping, regrouped
+from torchgauge.spaces.kernels import Centre, Dims, Map, Pad, Scale, Step, View
+from torchgauge.spaces.sources import Sources
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Vectors that span a part of the values: where they start, and the steps that lead on.
+
+    `start`: "all" vectors of the given sizes, "centred" all whose entries sum to zero, "ones" the constant one, the
+    rows of a parameter along `dims`, or the sum of an offset.
+    """
+
+    start: c.Tensor | Literal["all", "centred", "ones"] | frozenset[Generators]
+    sizes: tuple[int, ...]
+    dims: Dims
+    rows: int
+    fixed: bool = False
+    """Whether this is one vector that is added at every input, a part of the offset."""
+    steps: tuple[Step, ...] = ()
+
+    def then(self, *steps: Step) -> Generators:
+        return replace(self, steps=(*self.steps, *steps))
+
+
+Span = frozenset[Generators] | None
+"""Generators of all values of a tensor; None for everything."""
+NOTHING: frozenset[Generators] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A view of a parameter that may change across what it reads, along `dims`; `bias` takes off what is constant."""
+
+    tensor: c.Tensor
+    dims: Dims
+    span: frozenset[Generators]
+    left: int
+    bias: c.Tensor | None = None
+    order: Dims = ()
+    """The dimensions of the bias, as dimensions of `tensor`."""
+
+    @property
+    def size(self) -> int:
+        """Entries that it reads, and one for the bias."""
+        return prod(self.tensor.shape[d] for d in self.dims) + (self.bias is not None)
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The other dimensions."""
+        return tuple(d for d in range(self.tensor.ndim) if d not in self.dims)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the coordinates, to be projected: the other dimensions, and what is read."""
+        return (*(self.tensor.shape[d] for d in self.rest), self.size)
+
+    @property
+    def dimension(self) -> int:
+        """Of the changes."""
+        return self.left * prod(self.tensor.shape[d] for d in self.rest)
+
+
+@dataclass
+class Ranges:
+    """Finds the spans of tensors, and the parameters that read across them."""
+
+    program: c.Program
+    sources: Sources
+    _known: dict[tuple[c.Tensor, Dims], Span] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for k in self.program.constraints:  # in order, so that no recursion goes deep
+            for d, n in enumerate(k.out.shape):
+                if n > 1:
+                    self.span(k.out, (d,))
+
+    def readers(self) -> list[Reader]:
+        found = [self._reader(t, uses) for t, uses in self.sources.parts.items()]
+        return [r for r in found if r is not None]
+
+    def span(self, t: c.Tensor, dims: Dims) -> Span:
+        """All values of a tensor along some of its dimensions, at any index of the others."""
+        if (t, dims) not in self._known:
+            found, size = self._span(t, dims), _size(t, dims)
+            if found is not None and sum(g.rows for g in found if not g.fixed) >= size:
+                found = None
+            self._known[t, dims] = found
+        return self._known[t, dims]
+
+    # -- readers -----------------------------------------------------------------------------------------------
+    def _reader(self, t: c.Tensor, uses: list[tuple[c.Constraint, c.Tensor]]) -> Reader | None:
+        spans: list[frozenset[Generators]] = []
+        chosen: Dims | None = None
+        for k, end in uses:
+            if not isinstance(k, c.Contract) or end.role == "const":
+                return None
+            x, y, xl, yl = self.sources.operands(k)
+            if y is not end or x is y:
+                return None
+            read = [a for a in yl if a in xl and a not in k.out_labels and a not in k.window]
+            dims = self._back(tuple(yl.index(a) for a in read), end, t)
+            span = self.span(x, tuple(xl.index(a) for a in read)) if read else None
+            if span is None or dims is None or chosen not in (None, dims):
+                return None
+            chosen = dims
+            spans.append(span)
+        if chosen is None:
+            return None
+        together = NOTHING.union(*spans)
+        bias, order = self._bias(t, *uses[0], chosen) if len(uses) == 1 else (None, ())
+        rows = sum(g.rows for g in together if not g.fixed)
+        fixed = bias is None and any(g.fixed for g in together)
+        left = _size(t, chosen) - rows - fixed
+        known = any(e.kind == "relation" for s in self.sources.of(*uses[0]) for e in s.entries)
+        # one relation alone is found by the shift pass, and balanced by any bias there is
+        return Reader(t, chosen, together, left, bias, order) if left > known else None
+
+    def _back(self, dims: Dims, end: c.Tensor, t: c.Tensor) -> Dims | None:
+        """Dimensions of a view of `t` as dimensions of `t`, one by one."""
+        while end is not t:
+            made = self.sources.makers[end]
+            if isinstance(made, c.Permute):
+                dims = tuple(made.dims[d] for d in dims)
+            elif isinstance(made, c.Reshape):
+                back = [regrouped(frozenset([d]), made.out.shape, made.x.shape) for d in dims]
+                if any(b is None or len(b) != 1 for b in back):
+                    return None
+                dims = tuple(next(iter(b)) for b in back if b)
+            else:
+                return None
+            end = made.inputs[0]
+        return dims
+
+    def _bias(self, t: c.Tensor, k: c.Constraint, end: c.Tensor, dims: Dims) -> tuple[c.Tensor | None, Dims]:
+        """The bias right behind a weight that is used once, if it has every dimension that the weight keeps."""
+        readers = self.sources.readers.get(k.out, [])
+        if not isinstance(k, c.Contract) or k.window or end is not t or len(readers) != 1:
+            return None, ()
+        add = readers[0]
+        if not isinstance(add, c.Add) or k.out in self.sources.outputs or add.alpha != 1.0:
+            return None, ()
+        seen = self.sources.bare(add.y if add.x is k.out else add.x)
+        _, _, _, labels = self.sources.operands(k)
+        own = {k.out_labels.index(a): labels.index(a) for a in labels if a in k.out_labels}
+        wide = [d for d, n in enumerate(seen.shape) if n > 1]
+        rest = {d for d in range(t.ndim) if d not in dims and t.shape[d] > 1}
+        fits = seen.ndim == k.out.ndim and all(d in own and seen.shape[d] == k.out.shape[d] for d in wide)
+        param = self._part(seen)
+        if not fits or param is None or {own[d] for d in wide} != rest or add.out.shape != k.out.shape:
+            return None, ()
+        return param, tuple(own[d] for d in wide)
+
+    def _part(self, seen: c.Tensor) -> c.Tensor | None:
+        """The part of a parameter that a tensor shows entry by entry in order, if it is used here alone."""
+        t = seen
+        while t not in self.sources.parts:
+            made = self.sources.makers.get(t)
+            if not isinstance(made, c.Reshape):
+                return None
+            t = made.x
+        return t if len(self.sources.parts[t]) == 1 else None
+
+    # -- spans -------------------------------------------------------------------------------------------------
+    def _span(self, t: c.Tensor, dims: Dims) -> Span:
+        sizes = tuple(t.shape[d] for d in dims)
+        if t.role == "const":
+            if t.fill == 0.0:
+                return NOTHING
+            return None if t.fill is None else frozenset([Generators("ones", sizes, dims, 1)])
+        if t.role == "param":
+            rows = prod(t.shape) // prod(sizes)
+            return frozenset([Generators(t, sizes, dims, rows, fixed=rows == 1)])
+        k = self.sources.makers.get(t)
+        return None if k is None else self._made(k, dims)
+
+    def _made(self, k: c.Constraint, dims: Dims) -> Span:
+        """The values of what a constraint makes."""
+        match k:
+            case c.Permute():
+                return self.span(k.x, tuple(k.dims[d] for d in dims))
+            case c.Reshape():
+                return self._reshaped(k, dims)
+            case c.Expand() if all(k.x.shape[d] == k.out.shape[d] for d in dims):
+                return self.span(k.x, dims)
+            case c.Slice():
+                step = [View(narrow=(dims.index(k.dim), k.start, k.stop))] if k.dim in dims else []
+                return _then(self.span(k.x, dims), *step)
+            case c.Concat():
+                return self._concatenated(k, dims)
+            case c.Add():
+                return self._summed(k, dims)
+            case c.Mul() if k.x is not k.y:
+                return self._multiplied(k, dims)
+            case c.Normalize(others=()) if set(k.dims) == set(dims):
+                found, n = self.span(k.x, dims), _size(k.x, dims)
+                if k.kind == "rms" or found is not None:
+                    return _loose(found) if k.kind == "rms" else _then(_loose(found), Centre())
+                return frozenset([Generators("centred", tuple(k.x.shape[d] for d in dims), dims, n - 1)])
+            case c.Pointwise() if k.profile.fixes_zero and self.span(k.x, dims) == NOTHING:
+                return NOTHING
+            case c.Reduce() if k.mode != "max" and not set(k.dims) & set(dims):
+                found = self.span(k.x, dims)
+                return found if k.mode == "mean" else _loose(found)
+            case c.Spatial(mode="linear") if not set(k.dims) & set(dims):
+                found = self.span(k.x, dims)
+                return found if k.keeps_constants else _loose(found)
+            case c.Gather():
+                lead = k.out.ndim - (k.table.ndim - 1)
+                return self.span(k.table, tuple(d - lead + 1 for d in dims)) if min(dims) >= lead else None
+            case c.Take() if k.dim not in dims:
+                return None
+            case c.Contract() if k.x is not k.y:
+                return self._contracted(k, dims)
+        return None
+
+    def _reshaped(self, k: c.Reshape, dims: Dims) -> Span:
+        before: list[int] = []
+        for left, right in grouping(k.x.shape, k.out.shape):
+            inside = {d for d in right if k.out.shape[d] > 1}
+            if inside and inside <= set(dims):
+                before += [d for d in left if k.x.shape[d] > 1]
+            elif inside & set(dims):
+                return None
+        wide = sorted(d for d in dims if k.out.shape[d] > 1)
+        shape = tuple(k.out.shape[d] for d in wide)
+        missing = [d for d in dims if d not in wide]  # dimensions of size one come last
+        order = tuple([*wide, *missing].index(d) for d in dims)
+        steps = View(shape=(*shape, *(1 for _ in missing))), View(order=order)
+        return _then(self.span(k.x, tuple(before)), *steps) if before else None
+
+    def _concatenated(self, k: c.Concat, dims: Dims) -> Span:
+        parts, start = [], 0
+        for x in k.xs:
+            found = self.span(x, dims)
+            n = x.shape[k.dim]
+            if k.dim in dims:
+                if found is None:
+                    sizes = tuple(x.shape[d] for d in dims)
+                    found = frozenset([Generators("all", sizes, dims, prod(sizes))])
+                found = _then(found, Pad(dims.index(k.dim), start, k.out.shape[k.dim]))
+            else:
+                found = _loose(found)  # an offset of one part alone
+            parts.append(found)
+            start += n
+        return _union(parts)
+
+    def _summed(self, k: c.Add, dims: Dims) -> Span:
+        x, y = (self._added(k, t, dims) for t in (k.x, k.y))
+        if x is None or y is None:
+            return None
+        if k.alpha != 1.0 or any(g.fixed for g in x & y):  # what comes in twice counts twice
+            x, y = _loose(x), _loose(y)
+        return _union([x, y])
+
+    def _added(self, k: c.Add, t: c.Tensor, dims: Dims) -> Span:
+        same = [d for d in dims if t.shape[d] == k.out.shape[d]]
+        if len(same) == len(dims):
+            return self.span(t, dims)
+        if same or any(t.shape[d] != 1 for d in dims):
+            return None
+        return frozenset([Generators("ones", tuple(k.out.shape[d] for d in dims), dims, 1)])
+
+    def _multiplied(self, k: c.Mul, dims: Dims) -> Span:
+        x, y = k.x, k.y
+        if k.power == 1 and (x.role == "const" or self.sources.is_static(x)):
+            x, y = y, x
+        if any(x.shape[d] != k.out.shape[d] for d in dims):
+            return None
+        across = [d for d in dims if y.shape[d] > 1]
+        found = self.span(x, dims)
+        if not across:
+            return _loose(found)
+        gain = gain_of(self.sources.makers, y)
+        if gain is None or len(across) != 1 or self.sources.is_static(x):
+            return None
+        if found is None:
+            return None
+        step = Scale(gain, k.power, dims.index(across[0]))
+        return _then(found, step) if prod(y.shape) == y.shape[across[0]] else None
+
+    def _contracted(self, k: c.Contract, dims: Dims) -> Span:
+        x, y, xl, yl = self.sources.operands(k)
+        after = tuple(k.out_labels[d] for d in dims)
+        if not self.sources.is_static(y):
+            for t, labels, other in ((x, xl, yl), (y, yl, xl)):
+                if set(after) <= set(labels) and not set(after) & set(other):
+                    found = self.span(t, tuple(labels.index(a) for a in after))
+                    return found if t is y and self.sources.averages(k) else _loose(found)
+            return None
+        if not set(after) <= {*xl, *yl} or set(after) & k.window:
+            return None
+        if not set(after) & set(yl):
+            return _loose(self.span(x, tuple(xl.index(a) for a in after)))
+        if k.window or y.role == "const":
+            return None
+        summed = tuple(a for a in xl if a in yl and a not in k.out_labels)
+        kept = tuple(a for a in after if a in xl)
+        wide = {a for a, n in zip(yl, y.shape, strict=True) if n > 1}
+        # the weight must be the same at every index that is left out
+        if not summed or (wide - set(summed)) - set(after):
+            return None
+        before = (*summed, *kept)
+        places = tuple(xl.index(a) for a in before)
+        found = self.span(x, places)
+        if found is None:
+            sizes = tuple(x.shape[d] for d in places)
+            if prod(sizes) >= prod(k.out.shape[d] for d in dims):
+                return None
+            found = frozenset([Generators("all", sizes, places, prod(sizes))])
+        return _then(found, Map(y, before, yl, after))
+
+
+def _then(span: Span, *steps: Step) -> Span:
+    return None if span is None else frozenset(g.then(*steps) for g in span)
+
+
+def _loose(span: Span) -> Span:
+    """An offset that is no longer the same at every input: its multiples, for its parts alone would not keep still."""
+    offset = frozenset(g for g in span or () if g.fixed)
+    if span is None or not offset:
+        return span
+    one = next(iter(offset))
+    whole = replace(one, fixed=False) if len(offset) == 1 else Generators(offset, (), (), 1)
+    return (span - offset) | {whole}
+
+
+def _union(parts: list[Span]) -> Span:
+    found = [p for p in parts if p is not None]
+    return NOTHING.union(*found) if len(found) == len(parts) else None
+
+
+def _size(t: c.Tensor, dims: Dims) -> int:
+    return prod(t.shape[d] for d in dims)

@@ -1,0 +1,81 @@
+"""What shifts and readers are free because of what reaches them: levels of streams, ranges of maps, tokens in parts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.blocks import mlp, normal
+from tests.zoo.case import Case
+
+
+class Stream(nn.Module):
+    """Two pre-norm blocks on a stream that is observed as it is: layer norms do not see the levels of its biases."""
+
+    def __init__(self, d: int, m: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(5, d)
+        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=0.1) for _ in range(2))
+        self.blocks = nn.ModuleList(mlp(d, m, d, act=nn.GELU) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = x + block(norm(x))
+        return x
+
+
+class Wide(nn.Module):
+    """A narrow layer norm, mapped into a wider stream, which units with and without bias read."""
+
+    def __init__(self, narrow: int, wide: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(5, narrow), nn.LayerNorm(narrow, eps=0.1)
+        self.map = nn.Linear(narrow, wide)
+        self.one, self.two = nn.Linear(wide, 7), nn.Linear(wide, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.map(self.norm(self.first(x)))
+        return torch.tanh(self.one(x)) + torch.sigmoid(self.two(x))
+
+
+class Latents(nn.Module):
+    """Cross attention whose queries are read from fewer latent vectors than these have entries."""
+
+    def __init__(self, count: int, d: int) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.zeros(count, d))
+        self.q, self.k, self.v = nn.Linear(d, d, bias=False), nn.Linear(4, d, bias=False), nn.Linear(4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = F.layer_norm(self.latents, self.latents.shape[-1:], eps=0.1)
+        weights = torch.einsum("qd,btd->bqt", self.q(seen), self.k(x)).softmax(-1)
+        return torch.cat([weights @ self.v(x), self.latents.expand(x.shape[0], -1, -1)], -1)
+
+
+class Tokens(nn.Module):
+    """A token in front of patches; positions are added to all, those of the patches from a grid that is filtered."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.patches = nn.Linear(3, d)
+        self.token, self.positions = nn.Parameter(torch.zeros(1, 1, d)), nn.Parameter(torch.zeros(1, 5, d))
+        self.norm, self.head = nn.LayerNorm(d, eps=0.1), nn.Linear(d, 4)
+        self.read, self.ask = nn.Linear(d, 3), nn.Linear(d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.positions[:, 1:].transpose(1, 2).reshape(1, -1, 2, 2)
+        grid = F.interpolate(grid, size=(2, 2), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        places = torch.cat([self.positions[:, :1], grid], 1)
+        x = torch.cat([self.token.expand(x.shape[0], 1, -1), self.patches(x)], 1) + places
+        x = self.norm(x)
+        return self.head(F.scaled_dot_product_attention(self.read(x), self.ask(x), x))
+
+
+CASES: tuple[Case, ...] = (
+    Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
+    Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
+    Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
+    Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
+)
