@@ -35,9 +35,9 @@ configuration can be shrunk and run without a network. {_tried(len(rows), total)
 
 - *sound*: two random elements of the group change no output by more than {ROUNDING:.0e}, relative, in float64.
 - *complete*: nullity and orbit dimension agree, by `certify`: nothing is hidden. For an *incomplete* model the table
-  names the modules whose parameters the hidden directions move, with their share. *Undecided*: a network with kinks
-  that was looked at too briefly, or singular values that do not part. A model of more than 4000 parameters, and one
-  that ran out of time, is checked for soundness alone.
+  names the parameters that the hidden directions move most, with the share of each module; `*` is any layer.
+  *Undecided*: a network with kinks that was looked at too briefly, or singular values that do not part.
+- *sound* alone: the model could not be made smaller than 4000 parameters, or certifying it ran out of time.
 - A network of one layer that hides no more than three directions is judged again with two layers: one layer may hide
   some by accident, as a BERT of one layer does.
 - *unknown*: operators without a rule. They block what they touch, and never make a claim.
@@ -127,21 +127,44 @@ def _remark(row: dict[str, Any]) -> str:
         return f"**unsound**, defect {max(row['defect'], row.get('certificate_defect', 0.0)):.0e}: " + "; ".join(
             f"`{name}`" for name in row.get("unsound_in", ())
         )
-    if row["status"] in ("incomplete", "undecided") and row.get("hidden_in"):
-        where = ", ".join(f"`{n}` {share:.0%}" for n, share in blocks(row["hidden_in"]))
-        return f"{row['status']}: {where}"
-    if row["status"] == "sound" and row.get("error"):
-        return f"sound; {_short(row['error'])}"
+    if row["status"] in ("incomplete", "undecided"):
+        return f"{row['status']}: {gap(row.get('hidden_in') or {}) if row.get('hidden') else row.get('undecided')}"
+    if row["status"] == "sound":
+        return f"sound; {_uncertified(row)}"
     return row["status"]
+
+
+def _uncertified(row: Mapping[str, Any]) -> str:
+    """Why a sound model has no certificate."""
+    return _short(row["error"]) if row.get("error") else "too large to certify"
+
+
+def gap(hidden_in: Mapping[str, float], most: int = 3) -> str:
+    """The parameters that hidden directions move most, by module, in words."""
+    if not hidden_in:
+        return "spread over all parameters, each with less than one percent"
+    leaves: dict[str, list[str]] = {}
+    for name in hidden_in:
+        module, _, leaf = name.rpartition(".")
+        leaves.setdefault(_numberless(module or name), []).append(leaf if module else "")
+    words = []
+    for module, share in blocks(hidden_in, most):
+        of = [leaf for leaf in dict.fromkeys(leaves[module]) if leaf]
+        ending = f".{of[0]}" if len(of) == 1 else f".{{{','.join(of)}}}" if of else ""
+        words.append(f"`{module}{ending}` {share:.0%}")
+    return ", ".join(words)
 
 
 def blocks(hidden_in: Mapping[str, float], most: int = 3) -> list[tuple[str, float]]:
     """Modules without the numbers of layers, with the shares of the hidden directions added up."""
     found: Counter[str] = Counter()
     for name, share in hidden_in.items():
-        module = name.rpartition(".")[0] or name
-        found[re.sub(r"\.\d+(?=\.|$)", ".*", module)] += share
+        found[_numberless(name.rpartition(".")[0] or name)] += share
     return found.most_common(most)
+
+
+def _numberless(module: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 def _gaps(rows: list[dict[str, Any]]) -> Iterator[str]:

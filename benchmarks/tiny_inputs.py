@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 BATCH, LENGTH, DECODER_LENGTH, VOCABULARY = 2, 8, 6, 40
+# of a sound, behind the layers that shorten it
+FRAMES = 14
 # keys of special tokens in a configuration
 TOKEN = re.compile(r"token_id$|token_index$|^(bos|eos|pad|sep|cls|mask|image|video|audio)_(id|index)$")
 
@@ -34,6 +37,8 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     senses = [n for n in ("input_ids", *SENSES) if n in accepted and "image_grid_thw" not in accepted]
     if "visual_feats" in accepted:
         base = [*base, "visual_feats", "visual_pos"]
+    if "xpath_tags_seq" in accepted:  # all padding where they are not given
+        base = [*base, "xpath_tags_seq", "xpath_subs_seq"]
     groups: list[list[str]] = []
     if "input_ids" in senses and len(senses) > 1:
         groups += [list(dict.fromkeys([*base, "input_ids", other])) for other in senses[1:3]]
@@ -78,7 +83,8 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
     def whole(high: int, *shape: int) -> Tensor:
         return torch.randint(max(1, high), shape, generator=generator)
 
-    width = int(find(config, "hidden_size", "d_model", "n_embd", "embed_dim", "dim") or 8)
+    width = find(config, "hidden_size", "d_model", "n_embd", "embed_dim", "dim")
+    width = width if is_whole(width) else 8
     length = LENGTH if variant < 2 else 16
     if name in (
         "input_ids",
@@ -98,8 +104,10 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
     if name in ("hidden_states", "pixel_values") and {"grid_thw", "image_grid_thw"} & set(accepted):
         patch = int(find(config, "patch_size") or 4)
         channels = int(find(config, "in_channels", "in_chans", "num_channels") or 3)
+        if variant > 1:
+            return normal(16, channels, patch, patch)
         return normal(16, channels * int(find(config, "temporal_patch_size") or 1) * patch * patch)
-    if "pixel_values" in name or name in ("pixels", "images", "image"):
+    if "pixel_values" in name or name in ("pixels", "images", "image", "prompt_masks"):
         return _pixels(config, normal, name, variant)
     if name in ("input_features", "input_values", "audio_values", "waveform", "audio", "audio_codes", "spectrogram"):
         return _sound(config, normal, whole, name, variant)
@@ -123,6 +131,9 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
             return normal(BATCH, length, 8)
         corner = whole(int(find(config, "max_2d_position_embeddings") or 16) // 2, BATCH, length, 2)
         return torch.cat([corner, corner + 1], dim=-1)
+    if name in ("xpath_tags_seq", "xpath_subs_seq"):
+        pad = config.tag_pad_id if name == "xpath_tags_seq" else config.subs_pad_id
+        return whole(int(pad), BATCH, length, int(config.max_depth))
     if name == "visual_feats":
         return normal(BATCH, 4, int(find(config, "visual_feat_dim") or width))
     if name == "visual_pos":
@@ -138,6 +149,8 @@ def make(name: str, model: nn.Module, variant: int, generator: torch.Generator) 
         return normal(BATCH, steps, int(find(config, "num_time_features") or 0))
     if name.endswith("grid_thw"):
         return torch.tensor([[1, 4, 4]])
+    if name == "merge_sizes":
+        return torch.tensor([2])
     if name == "encoder_hidden_states":
         return normal(BATCH, length, int(find(config, "encoder_hidden_size") or width))
     if name.endswith("embeds") or name in ("hidden_states", "inputs", "decoder_hidden_states", "context_hidden_states"):
@@ -175,7 +188,7 @@ def _ids(config: Any, whole: Callable[..., Tensor], length: int, name: str) -> T
 
 def _pixels(config: Any, normal: Callable[..., Tensor], name: str, variant: int) -> Tensor:
     vision = find(config, "vision_config", "backbone_config") or config
-    size = find(vision, "image_size", "img_size", "input_size") or 64
+    size = find(vision, "image_size", "img_size", "input_size", "max_img_size") or 64
     size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
     height, width = size[:2] if isinstance(size, list | tuple) else (size, size)
     if variant == 3:
@@ -201,14 +214,19 @@ def _sound(config: Any, normal: Callable[..., Tensor], whole: Callable[..., Tens
     bins = int(find(config, "num_mel_bins", "feature_size", "input_feat_per_channel", "num_mels", "n_mels") or 8)
     if name == "audio_codes":
         return whole(VOCABULARY, 1, int(find(config, "num_codebooks", "num_quantizers") or 1), LENGTH)
+    strides = find(config, "conv_stride", "upsampling_ratios", "downsampling_ratios")
+    # samples to a frame, by the strides of the layers that shorten a sound
+    samples = FRAMES * math.prod(strides) if isinstance(strides, list | tuple) else 800
     if name == "input_features" or (name in ("input_values", "spectrogram") and hasattr(config, "num_mel_bins")):
         frames = 2 * int(find(config, "max_source_positions") or 32)
         longest = find(config, "max_length")
         if name != "input_features" and longest:
             frames = int(longest)
+        if name != "input_features" and variant == 4:
+            return normal(1, samples)
         shapes = ((1, bins, frames), (1, frames, bins), (1, 64, bins), (1, 1, frames, bins), (1, bins, 64))
-        return normal(*(shapes[variant] if name == "input_features" else shapes[(1, 0, 2, 3, 4)[variant]]))
-    shapes = ((1, 800), (1, 1, 800), (1, 4000), (1, 1, 4096), (1, 16000))
+        return normal(*(shapes[variant] if name == "input_features" else shapes[(1, 0, 2, 3)[variant]]))
+    shapes = ((1, samples), (1, 1, samples), (1, 4000), (1, 1, 4096), (1, 16000))
     return normal(*shapes[variant])
 
 

@@ -1,7 +1,8 @@
 """Tiny models of the architectures of transformers, from their default configurations, with inputs that fit.
 
-No table of architectures: a configuration is shrunk by what its keys are called, inputs are made by what the arguments
-of `forward` are called, and the first of a few sizes on which the model runs is taken.
+No table of architectures: a configuration is shrunk by what its keys are called (`tiny_sizes.py`), inputs are made by
+what the arguments of `forward` are called (`tiny_inputs.py`), and of a few sizes on which the model runs a small one is
+taken.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny_inputs import SENSES, TOKEN, VOCABULARY, candidates, find, is_whole, parts
+from tiny_inputs import SENSES, candidates, find, parts
+from tiny_sizes import by_role, by_twin, cleaned
 from tiny_squeeze import squeezed
 from torch import Tensor, nn
 
 from torchgauge.capture import call_of, plain_layers
-from torchgauge.certify import twin
 from torchgauge.nesting import observe
 
 # what is small enough to stop shrinking, what can be certified completely, and what is too large to try at all
 QUICK, SMALL, LARGE = 1600, 4000, 3_000_000
-# a classifier narrower than what it reads would hide the rest of it, whatever the architecture
-LABELS = 10
 # above this many, smaller sizes are searched for one by one
 ROOMY = 3000
 # so many sizes that run are compared before that is good enough
@@ -59,217 +58,31 @@ class Tiny:
 
 
 # -- configurations --------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Sizes:
-    """What the roles of a configuration become."""
-
-    width: int = 8
-    heads: int = 2
-    head_dim: int = 4
-    inner: int = 6
-    layers: int = 1
-    image: int | None = None
-    patch: int = 4
-    positions: int = 16
-    groups: int = 2
-    stages: int = 0
-    filled: bool = False
-
-
-_KEEP = re.compile(
-    r"token_id|token_index|_ids?$|kernel|stride|padding|dilation|ignore_index|index(es)?$|indices$|_idx$|num_feat_extract_layers|cost$|ratio"
-    r"|coefficient|temperature|theta|_rate$|_rates$|multiplier|out_features|attention_window|sliding|chunk(?!_size)|num_labels|num_frames|factor"
-    r"|downsample|upsample|pretraining_tp|spatial_merge|num_feature_levels|scal(e|ar)$|n_points"
-)
-_LENGTHS = re.compile(
-    r"layer_types$|_layer_types$|^layers_block_type$|^attn_type_list$|^attention_layers$|^no_rope_layers$"
-)
-
-_LAYERS = (
-    r"(num|n|encoder|decoder|_)_?layers?$|^depths?$|depths|num_blocks|n_layer|_depth$|blocks_per_stage|^layers$"
-    r"|stage_num_blocks|stage_numb_of_layers|num_res_blocks|hidden_groups"
-)
-_WIDTHS = (
-    r"(hidden|embed|embedding|model|projection|proj|pooler|bottleneck|latent|attention|fusion|neck|fpn|decoder"
-    r"|encoder|classifier|output|input|feature|query|key|value|codebook|conv|tdnn|lstm)s?_?(hidden_)?"
-    r"(size|dim|width|channel|units)s?$|^n_embd$|^d_model$|^dim$|embed_dim|hidden_dim|^width$|channels|channel_list"
-    r"|hidden_sizes|num_filters|word_embed_proj_dim|_dims?$|_width$|hidden_size|units$|d_embed|d_latents"
-    r"|_size_per_stage|num_pos_feats|emb_size|embedding_size|^hidden$|d_inner|qk_.*$|model_dim"
-)
-
-_Small = Callable[[Sizes, int], int]
-_ROLES: tuple[tuple[re.Pattern[str], _Small], ...] = tuple(
-    (re.compile(pattern), small)
-    for pattern, small in (
-        (r"codebook_size", lambda s, v: 32),
-        (r"vocab|num_embeddings$|^num_buckets$|num_codevectors_per_group|^n_tokens", lambda s, v: VOCABULARY),
-        (r"num_mel_bins|feature_size|input_feat_per_channel", lambda s, v: 8),
-        (r"experts_per_tok|moe_topk|^top_k|moe_top_k|moe_k$", lambda s, v: 2),
-        (r"expert.*(size|dim)$|(size|dim)_expert", lambda s, v: s.inner),
-        (r"^(n|num|moe_n)_(expert_)?group$|^n_group$", lambda s, v: 2),
-        (r"^topk_group$", lambda s, v: 1),
-        (r"n_shared|shared_experts", lambda s, v: 1),
-        (r"experts?$|moe_num", lambda s, v: 4),
-        (r"(key_value|kv)_heads$|head_kv$|kv_n_heads$|num_ln_in_parallel|linear_num_key_heads", lambda s, v: s.heads),
-        (r"^qk_head_dim", lambda s, v: 2 * s.head_dim),
-        (r"^mamba_d_head|^mamba_headdim", lambda s, v: 2 * s.width // s.heads),
-        (r"head_dim|dim_head|d_kv$|head_size|kv_channels|d_head|rotary_dim", lambda s, v: s.head_dim),
-        (r"heads?(_per_stage)?$|attention_heads|num_heads", lambda s, v: s.heads),
-        (r"(max|n|num)_.*position|n_ctx|max_.*len(gth)?$|context_length$|seq_len|block_size", lambda s, v: s.positions),
-        (r"query_tokens|num_queries|num_latents|num_image_tokens|register_tokens|num_tokens", lambda s, v: 4),
-        (r"intermediate|ffn|d_ff|inner|mlp_dim|feed_?forward|linear_units", lambda s, v: s.inner),
-        (r"lora_rank|time_step_rank|lora", lambda s, v: 4),
-        (r"state_size|d_state|ssm_state", lambda s, v: 3),
-        (r"^upsample_groups", lambda s, v: s.width),
-        (r"codebooks$|quantizers$", lambda s, v: 2),
-        (r"groups$", lambda s, v: s.groups),
-        (_LAYERS, lambda s, v: s.layers),
-        (r"^(num_channels|in_channels|in_chans|audio_channels|image_channels)$", lambda s, v: v),
-        (r"^image_embedding_size", lambda s, v: (s.image or 2 * s.patch) // s.patch),
-        (r"image_size|img_size|^image_resolution", lambda s, v: s.image or 2 * s.patch),
-        (r"window_size", lambda s, v: 2),
-        (r"^(context|chunk)_size$", lambda s, v: 4),
-        (r"^patch_size", lambda s, v: s.patch),
-        (_WIDTHS, lambda s, v: s.width),
-    )
-)  # fmt: skip
-
-
-def shrink(config: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """The configuration with small sizes, by what its keys are called; lists keep their length."""
-    layers = next((config[k] for k in ("num_hidden_layers", "n_layer", "num_layers") if is_whole(config.get(k))), None)
-    kinds = max((len(set(v)) for k, v in config.items() if _LENGTHS.search(k) and isinstance(v, list)), default=1)
-    taps = next((v for k, v in config.items() if k in _TAPS and isinstance(v, list)), [])
-    taps = len(taps) if is_whole(config.get("num_hidden_layers")) else 1
-    sizes = Sizes(**(vars(sizes) | {"layers": max(sizes.layers, kinds, taps)}))
-    stages = len(config["depths"]) if sizes.stages and isinstance(config.get("depths"), list) else -1
-    out: dict[str, Any] = {}
-    tokens = VOCABULARY - 1
-    for key, value in config.items():
-        if isinstance(value, list) and len(value) == stages:
-            value = value[: sizes.stages]
-        if isinstance(value, dict) and key not in ("id2label", "label2id"):
-            out[key] = shrink(value, sizes)
-        elif TOKEN.search(key) and is_whole(value):
-            out[key] = value if value < VOCABULARY - 12 else tokens
-            tokens -= value >= VOCABULARY - 12
-        elif isinstance(value, list) and _LENGTHS.search(key):
-            out[key] = twin._representatives(value, sizes.layers)
-        elif isinstance(value, list) and len(value) == layers and (layers > 6 or isinstance(value[0], str)):
-            out[key] = [_small(key, v, sizes) for v in value[: sizes.layers]]
-        else:
-            out[key] = _small(key, value, sizes)
-    if "rope_theta" in out and "rope_type" in out:
-        half = int(sizes.head_dim * (out.get("partial_rotary_factor") or 1.0)) // 2
-        third = half // 3 or int(half > 1)
-        out["mrope_section"] = [half - 2 * third, third, third] if half > 2 else [1, half - 1, 0]
-    if "expand" in out and "head_dim" in out and "num_heads" in out:
-        out["head_dim"] = out["expand"] * sizes.width // sizes.heads
-    for key in ("short_factor", "long_factor"):
-        if isinstance(out.get(key), list):
-            out[key] = out[key][: sizes.head_dim // 2]
-    return out
-
-
-# numbers that scale widths and depths that are written in the code
-_SCALES = {
-    "width_coefficient": 0.1,
-    "width_mult": 0.1,
-    "width_multiplier": 0.1,
-    "depth_multiplier": 0.1,
-    "depth_coefficient": 0.3,
-}
-
-
-_SIZES = ("upsample_initial_channel", "upsample_groups")
-
-
-def _small(key: str, value: Any, sizes: Sizes) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_small(key, v, sizes) for v in value)
-    if key in _SCALES and isinstance(value, float):
-        return min(value, _SCALES[key])
-    if value is None and sizes.filled:
-        return _FILLED.get(key)
-    if not is_whole(value) or value <= 1 or (_KEEP.search(key) and key not in _SIZES):
-        return value
-    for pattern, small in _ROLES:
-        if pattern.search(key):
-            return min(value, small(sizes, value))
-    return value
-
-
-def _twin(layers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda raw: twin.small(raw, layers)
-
-
-def _by_role(**sizes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda raw: shrink(raw, Sizes(**sizes))
-
-
 SIZES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "twin, 2 layers": _twin(2),
-    "twin, 1 layer": _twin(1),
-    "width 8": _by_role(),
-    "width 8, image 32": _by_role(image=32),
-    "width 8, image 64": _by_role(image=64),
-    "width 8, 2 stages, image 32": _by_role(image=32, stages=2),
-    "width 8, head 16": _by_role(head_dim=16),
-    "width 8, filled": _by_role(filled=True),
-    "width 8, 4 heads": _by_role(heads=4, head_dim=2, groups=4),
-    "width 16": _by_role(width=16, head_dim=8, positions=64),
-    "width 16, 2 layers, image 64": _by_role(width=16, head_dim=8, layers=2, image=64, patch=8, positions=128),
-    "width 32": _by_role(width=32, heads=4, head_dim=8, image=64, patch=16, positions=512, inner=32, groups=4),
-    "width 32, 2 layers": _by_role(
-        width=32, heads=4, head_dim=8, layers=2, image=64, patch=16, positions=512, groups=4
-    ),
+    "twin, 2 layers": by_twin(2),
+    "twin, 1 layer": by_twin(1),
+    "width 8": by_role(),
+    "width 8, image 32": by_role(image=32),
+    "width 8, image 64": by_role(image=64),
+    "width 8, all stages": by_role(stages=0),
+    "width 8, all stages, patch 16": by_role(stages=0, patch=16, image=64),
+    "width 8, head 16": by_role(head_dim=16),
+    "width 8, filled": by_role(filled=True),
+    "width 8, 4 heads": by_role(heads=4, head_dim=2, groups=4, inner=8),
+    "width 16": by_role(width=16, head_dim=8, positions=64),
+    "width 16, 2 layers, image 64": by_role(width=16, head_dim=8, layers=2, image=64, patch=8, positions=128),
+    "width 32": by_role(width=32, heads=4, head_dim=8, image=64, patch=16, positions=512, inner=32, groups=4),
+    "width 32, 2 layers": by_role(width=32, heads=4, head_dim=8, layers=2, image=64, patch=16, positions=512, groups=4),
 }
-
-
-_DEFAULTS = {
-    "vocab_size": VOCABULARY, "num_experts_per_tok": 2, "num_experts": 4, "top_k_experts": 2,
-    "moe_intermediate_size": 6, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
-    "topk_group": 1, "prediction_length": 4, "rope_theta": 10000.0,
-    "image_token_id": VOCABULARY - 2, "image_token_index": VOCABULARY - 2,
-}  # fmt: skip
-# what some constructors need a value for, though the configuration has none
-_FILLED = {
-    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "hidden_size": 8, "num_hidden_layers": 1,
-    "intermediate_size": 6, "max_position_embeddings": 16, "pad_token_id": 1,
-}  # fmt: skip
-# which layers' results are handed on
-_TAPS = ("out_indices", "backbone_out_indices")
-_DROPPED = ("transformers_version", "architectures", "out_features", "stage_names", "per_layer_config")
-
-
-def _cleaned(raw: dict[str, Any]) -> dict[str, Any]:
-    """Without what belongs to the default sizes alone, and with values for what must be given."""
-    if raw.get("model_type") == "timm_backbone":  # a library of its own; any other convolutional net will do
-        sizes = {"hidden_sizes": [8, 8, 8, 8], "embedding_size": 8, "depths": [1, 1, 1, 1], "layer_type": "basic"}
-        return {"model_type": "resnet", **sizes, "out_indices": raw.get("out_indices")}
-    out = {k: _cleaned(v) if isinstance(v, dict) else v for k, v in raw.items() if k not in _DROPPED}
-    if isinstance(raw.get("id2label"), dict):
-        out |= {
-            "id2label": {i: f"label {i}" for i in range(LABELS)},
-            "label2id": {f"label {i}": i for i in range(LABELS)},
-        }
-    layers = next((out[k] for k in ("num_hidden_layers", "num_stages") if is_whole(out.get(k))), None)
-    for key in _TAPS:
-        taps = out.get(key)
-        if isinstance(taps, list) and len(taps) == 1:
-            del out[key]  # the default is the last stage
-        elif isinstance(taps, list) and layers and len(taps) <= layers < max(taps, default=0):
-            out[key] = list(range(layers - len(taps) + 1, layers + 1))  # the last of the layers that there are
-    return out | {k: v for k, v in _DEFAULTS.items() if k in out and out[k] is None}
 
 
 def small_config(cls: Any, how: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """A small configuration of a class of configurations."""
-    return _config(cls, how(_cleaned(cls().to_dict())))
+    return _config(cls, how(cleaned(cls().to_dict())))
 
 
 def _config(cls: Any, raw: dict[str, Any]) -> Any:
-    config = cls.from_dict(_cleaned(raw))
+    config = cls.from_dict(cleaned(raw))
     for part in parts(config):
         if hasattr(part, "_experts_implementation"):
             part._experts_implementation = "eager"
@@ -278,10 +91,10 @@ def _config(cls: Any, raw: dict[str, Any]) -> Any:
 
 # for models of which one layer is not enough
 DEEP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "twin, 2 layers": _twin(2),
-    "width 8, 2 layers": _by_role(layers=2),
-    "width 8, 2 layers, image 32": _by_role(layers=2, image=32),
-    "width 8, 2 layers, filled": _by_role(layers=2, filled=True),
+    "twin, 2 layers": by_twin(2),
+    "width 8, 2 layers": by_role(layers=2),
+    "width 8, 2 layers, image 32": by_role(layers=2, image=32),
+    "width 8, 2 layers, filled": by_role(layers=2, filled=True),
 }
 
 
@@ -381,7 +194,7 @@ def _running(model: nn.Module) -> tuple[dict[str, Tensor], ...]:
             found.append(inputs)
         except Exception as error:  # any model code
             first = first or error
-            more = _with_placeholders(model, inputs, error)
+            more = _with_placeholders(model, inputs, error) or _as_wide(inputs, error)
             if more is not None:
                 with contextlib.suppress(Exception):
                     run(model, more)
@@ -426,3 +239,18 @@ def _with_placeholders(model: nn.Module, inputs: dict[str, Tensor], error: Excep
         | {"input_ids": longer}
         | ({"attention_mask": torch.ones_like(longer)} if "attention_mask" in inputs else {})
     )
+
+
+def _as_wide(inputs: dict[str, Tensor], error: Exception) -> dict[str, Tensor] | None:
+    """Inputs as wide as the first matrix that reads them, which is computed from other sizes."""
+    widths = re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", str(error))
+    if widths is None:
+        return None
+    had, wanted = map(int, widths.groups())
+    generator = torch.Generator().manual_seed(0)
+    wider = {
+        name: torch.randn(*value.shape[:-1], wanted, generator=generator)
+        for name, value in inputs.items()
+        if value.is_floating_point() and value.shape[-1] == had
+    }
+    return inputs | wider if wider else None

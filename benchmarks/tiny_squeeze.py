@@ -11,7 +11,7 @@ from tiny_inputs import TOKEN, is_whole
 
 # what is no size of a parameter, or must fit another number
 _FIXED = re.compile(
-    r"token|_ids?$|kernel|stride|padding|dilation|index|indices|theta|rate|ratio|temperature|layer_types|version"
+    r"token|_ids?$|image_size|img_size|patch_size|window|kernel|stride|padding|dilation|index|indices|theta|rate|ratio|temperature|layer_types|version"
     r"|id2label|label2id|out_features|stage_names|vocab_size$|per_layer_config"
 )
 _COUNT = re.compile(r"layers?$|blocks?|depth|_per_block$|stages$")

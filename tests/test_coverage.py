@@ -12,6 +12,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import coverage_page  # noqa: E402
+import tiny_models  # noqa: E402
+import tiny_sizes  # noqa: E402
 import tiny_squeeze  # noqa: E402
 
 # by its path: there is a library of the same name
@@ -75,6 +77,65 @@ def test_sizes_are_squeezed_as_far_as_the_model_runs() -> None:
         "num_layers": 2,
     }
     assert raw["width"] == 64
+
+
+def test_kernels_stay_shorter_than_sequences_and_tokens_few() -> None:
+    raw = {
+        "num_conv_pos_embeddings": 128,
+        "conv_depthwise_kernel_size": 31,
+        "conv_stride": [5, 2, 2, 2],
+        "conv_kernel": [10, 3, 3, 2],
+        "conv_dim": [512] * 4,
+        "num_feat_extract_layers": 4,
+        "num_detection_tokens": 100,
+        "inside": {"chunk_size": 256, "kernel_size": 3, "mlp_ratio": 4.0},
+        "sliding_window": 512,
+    }
+    found = tiny_sizes.shortened(raw)
+    assert found["num_conv_pos_embeddings"] == 4 and found["conv_depthwise_kernel_size"] == 3
+    assert found["conv_stride"] == [5, 2] and found["conv_kernel"] == [10, 3]
+    assert found["conv_dim"] == [512] * 2 and found["num_feat_extract_layers"] == 2
+    assert found["num_detection_tokens"] == 4 and found["sliding_window"] == 512
+    assert found["inside"] == {"chunk_size": 4, "kernel_size": 3, "mlp_ratio": 1.0}
+
+
+def test_a_pyramid_keeps_its_first_and_its_last_stage() -> None:
+    raw = {"depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "num_query_pool": 3, "image_size": 224, "patch_size": 4}
+    assert tiny_sizes.shortened(raw, 2) | {"image_size": 0, "patch_size": 0} == {
+        "depths": [2, 2],
+        "num_heads": [3, 24],
+        "num_query_pool": 1,
+        "image_size": 0,
+        "patch_size": 0,
+    }
+    assert tiny_sizes.shortened(raw, 0) == raw
+    # four by four patches are left where it is coarsest
+    assert tiny_sizes.by_role()(raw)["image_size"] == 4 * 4 * 2
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model"])
+def test_pictures_have_four_by_four_patches(targets: dict, name: str) -> None:
+    import transformers
+
+    cls = getattr(transformers, name)
+    found = tiny_models.tiny(cls, cls.config_class)
+    config = found.model.config
+    assert config.image_size == tiny_sizes.GRID * config.patch_size  # pyright: ignore
+    assert found.inputs[0]["pixel_values"].shape[-1] == config.image_size  # pyright: ignore
+
+
+def test_the_page_names_the_parameters_of_a_gap() -> None:
+    row = {
+        "status": "incomplete",
+        "hidden": 4,
+        "hidden_in": {"layers.0.fc.weight": 0.4, "layers.1.fc.bias": 0.1, "head.weight": 0.3, "scale": 0.1},
+    }
+    assert coverage_page._remark(row) == "incomplete: `layers.*.fc.{weight,bias}` 50%, `head.weight` 30%, `scale` 10%"
+    assert "less than one percent" in coverage_page._remark(row | {"hidden_in": {}})
+    unclear = {"status": "undecided", "hidden": 0, "undecided": "the singular values part by too little"}
+    assert coverage_page._remark(unclear) == "undecided: the singular values part by too little"
+    assert coverage_page._remark({"status": "sound"}) == "sound; too large to certify"
+    assert "time limit" in coverage_page._remark({"status": "sound", "error": "time limit of 60 s"})
 
 
 @pytest.mark.skipif(not (BENCHMARKS / "coverage.json").exists(), reason="no sweep is kept in this tree")
