@@ -121,6 +121,8 @@ def test_refusals() -> None:
             fields.correlator(ensemble, STEPS, 4, tuples=[[0, 0, 0, 0]] * 2), ensemble, cutoff=0.0
         ),
         lambda: fields.flow(ensemble, POSITIVE, [10.0]),
+        # 1 + x x' = 0 for x = −1, x' = 1: κ4 vanishes there, but for rounding
+        lambda: fields.fit_action(fields.correlator(fields.erf_net(20), STEPS, 4), fields.erf_net(20), cutoff=5.0),
     ):
         with pytest.raises(InputError):
             bad()

@@ -153,8 +153,10 @@ def test_the_choice_is_reported() -> None:
     smooth = fields.correlator(fields.tanh_net(8), STEPS, 4)
     assert smooth.estimator == "exact" and "quadrature" in str(smooth)
     corners = torch.eye(3, dtype=torch.float64)
-    relu = fields.correlator(fields.relu_net(8, 3), corners, 4, networks=64)
-    assert relu.estimator == "neurons" and "ReLU at points that span 3 directions" in relu.reason
+    assert fields.correlator(fields.relu_net(8, 3), corners, 4).rule == "orthants"
+    seven, each = torch.eye(7, dtype=torch.float64), [[0, 1, 2, 3, 4, 5, 6, 6]]
+    relu = fields.correlator(fields.relu_net(8, 7), seven, 8, tuples=each, networks=64)
+    assert relu.estimator == "neurons" and "ReLU in 7 directions" in relu.reason
     deep = fields.correlator(fields.erf_net((8, 8)), STEPS, 4, networks=512)
     assert deep.estimator == "readout" and deep.networks == 512
     module = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(0.0), nn.Linear(8, 1)).double()
@@ -176,6 +178,38 @@ def test_sequential_and_net_agree() -> None:
     laws = {n: net.laws[names[n[0]] + n[1:]] for n, _ in module.named_parameters()}
     a, b = (fields.correlator(e, STEPS, 4).values for e in (fields.Ensemble(module, laws), net))
     assert torch.allclose(a, b, rtol=1e-12)
+
+
+class Doubled(nn.Sequential):
+    """A sequence with a forward of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_readout_is_read_where_nothing_stands_behind_it() -> None:
+    """A subclass that scales its outputs, a hook, and an axis of tokens: only plain averages know what these do."""
+    laws = {"0.weight": fields.Normal(0.5), "0.bias": fields.Normal(0.5), "2.weight": fields.Normal(0.5)}
+    layers = (nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1, bias=False))
+    one = fields.correlator(fields.Ensemble(nn.Sequential(*layers).double(), laws), STEPS[:2], 2)
+    two = fields.correlator(fields.Ensemble(Doubled(*layers).double(), laws), STEPS[:2], 2, networks=4096)
+    assert one.estimator == "exact" and two.estimator == "plain"
+    assert bool(((two.values - 4 * one.values).abs() < 5 * two.error).all())
+    hooked = nn.Sequential(*layers).double()
+    hooked.register_forward_hook(lambda module, given, out: 3 * out)
+    three = fields.correlator(fields.Ensemble(hooked, laws), STEPS[:2], 2, networks=4096)
+    assert bool(((three.values - 9 * one.values).abs() < 5 * three.error).all())
+    tokens = STEPS.reshape(2, 3, 1)
+    spread = fields.correlator(
+        fields.Ensemble(nn.Sequential(*layers).double(), laws),
+        tokens,
+        2,
+        outputs=(0, 2),
+        tuples=[[0, 1]],
+        networks=4096,
+    )
+    pair = fields.correlator(fields.Ensemble(nn.Sequential(*layers).double(), laws), STEPS[[0, 5]], 2).at(0, 1)
+    assert spread.estimator == "plain" and float((spread.values[0] - pair).abs()) < 5 * float(spread.error[0])
 
 
 def test_neurons_pool_where_networks_are_narrow() -> None:
@@ -248,8 +282,10 @@ def test_refusals() -> None:
             bad()
     with pytest.raises(fields.EstimatorError, match="one hidden layer"):
         fields.correlator(fields.erf_net((5, 5)), STEPS, 4, estimator="neurons")
-    with pytest.raises(fields.EstimatorError, match="span 3 directions"):
-        fields.correlator(fields.relu_net(5, 3), torch.eye(3), 4, estimator="exact")
+    with pytest.raises(fields.EstimatorError, match="7 directions"):
+        fields.correlator(fields.relu_net(5, 7), torch.eye(7), 8, tuples=[[0, 1, 2, 3, 4, 5, 6, 6]], estimator="exact")
+    with pytest.raises(fields.EstimatorError, match="five dimensions|5 dimensions"):
+        fields.correlator(fields.tanh_net(5, 5), torch.eye(5), 6, tuples=[[0, 1, 2, 3, 4, 4]], estimator="exact")
     complex_net = fields.Ensemble(
         nn.Linear(1, 1, dtype=torch.complex128), {"weight": fields.Normal(), "bias": fields.Normal()}
     )

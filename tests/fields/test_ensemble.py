@@ -141,3 +141,72 @@ def test_outputs_that_overflow_are_named() -> None:
     laws["1.weight"] = fields.Sphere(1e200)
     with pytest.raises(fields.MomentError, match="not finite"):
         fields.correlator(fields.Ensemble(module, laws), POINTS, 4, networks=512)
+
+
+def normal(module: nn.Module, **laws) -> fields.Ensemble:
+    module = module.double()
+    return fields.Ensemble(module, {name: fields.Normal(0.5) for name, _ in module.named_parameters()} | laws)
+
+
+def test_modules_that_are_no_function_of_their_parameters_are_refused() -> None:
+    dropout = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    norm = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    for module, word in ((dropout, "random"), (norm, "buffers")):
+        with pytest.raises(InputError, match=word) as caught:
+            fields.correlator(normal(module), POINTS, 2, networks=256)
+        assert "eval()" in caught.value.remedy
+        assert normal(module.eval()).outputs(POINTS, 3, seed=0).shape == (3, 4, 1)
+
+
+class Recurrent(nn.Module):
+    """An operator that torch.func.vmap does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.readout = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.readout(self.cell(x)[0][:, -1])
+
+
+def test_operators_without_a_batching_rule_run_one_by_one() -> None:
+    ensemble, x = normal(Recurrent()), torch.randn(3, 4, 2, dtype=torch.float64)
+    params = ensemble.sample(5, seed=0)
+    out = ensemble.evaluate(params, x)
+    assert torch.equal(out[2], functional_call(ensemble.module, {k: p[2] for k, p in params.items()}, (x,)))
+    with pytest.raises(InputError, match="random"):
+        normal(nn.Sequential(nn.Linear(2, 2), nn.RReLU())).outputs(POINTS, 3, seed=0)
+    with pytest.raises(InputError, match="returns list"):
+        normal(nn.GRU(2, 3, batch_first=True)).outputs(x, 3, seed=0)
+
+
+def test_tokens_and_images() -> None:
+    """Whole numbers for embeddings; outputs with axes of their own are counted through."""
+    words = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(4, 1))
+    assert normal(words).outputs(torch.tensor([[1, 2], [3, 4]]), 5, seed=0).shape == (5, 2, 1)
+    conv = normal(nn.Conv2d(1, 2, 3, padding=1))
+    images = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    out = conv.outputs(images, 512, seed=0)
+    assert out.shape == (512, 2, 2, 3, 3)
+    two = fields.correlator(conv, images, 2, outputs=(4, 17), connected=False, networks=512, tuples=[[0, 1]])
+    assert torch.allclose(two.values[0], (out[:, 0, 0, 1, 1] * out[:, 1, 1, 2, 2]).mean())
+    with pytest.raises(InputError, match="18 outputs"):
+        fields.correlator(conv, images, 2, outputs=(4, 18), networks=512)
+
+
+def test_points_that_do_not_fit_are_named() -> None:
+    for bad in (
+        lambda: fields.correlator(fields.erf_net(5, 2), POINTS[:, :1], 2),
+        lambda: fields.kernel(fields.erf_net((5, 5), 2), POINTS[:, :1]),
+        lambda: fields.erf_net((5, 5), 2).outputs(POINTS[:, :1], 2, seed=0),
+        lambda: fields.correlator(fields.erf_net(5, 2), torch.zeros(0, 2), 2),
+        lambda: fields.correlator(normal(nn.Linear(2, 1, dtype=torch.float64)), torch.randn(60, 2), 8),
+    ):
+        with pytest.raises(InputError):
+            bad()
+    one = nn.Linear(2, 1, dtype=torch.complex128)
+    laws = {"weight": fields.Normal(), "bias": fields.Normal()}
+    with pytest.raises(InputError, match="complex"):
+        fields.Ensemble(one, laws).outputs(POINTS, 2, seed=0)
+    with pytest.raises(fields.LawError, match="no parameters"):
+        fields.Ensemble(nn.ReLU(), {})

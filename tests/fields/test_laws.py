@@ -196,3 +196,27 @@ def test_torch_distributions_draw_by_the_generator() -> None:
 def test_bad_laws_have_named_errors(make) -> None:
     with pytest.raises(fields.LawError):
         make()
+
+
+def test_laws_of_laws_take_torch_distributions() -> None:
+    g = torch.Generator().manual_seed(0)
+    for law in (
+        fields.Mixture([td.Laplace(0.0, 1.0), td.Normal(0.0, 1.0)]),  # type: ignore[list-item]
+        fields.Blocks([(1, td.Laplace(0.0, 1.0)), (2, fields.Normal())]),  # type: ignore[list-item]
+        fields.Density(td.Normal(0.0, 1.0), lambda s: 0.1 * s),  # type: ignore[arg-type]
+    ):
+        assert law.sample(5, SHAPE, g).shape == (5, *SHAPE)
+    both = fields.Complex(td.Normal(0.0, 1.0), td.Normal(0.0, 1.0))  # type: ignore[arg-type]
+    assert both.invariant(Kind.SPECIAL_UNITARY, 0, SHAPE, C128)
+    with pytest.raises(fields.LawError, match="positive sizes"):
+        fields.Blocks([])
+
+
+def test_tails_of_mixtures() -> None:
+    heavy = td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.StudentT(torch.tensor([3.0, 5.0])))
+    light = td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.Normal(torch.zeros(2), torch.ones(2)))
+    assert fields.as_law(heavy).moment_order() == 3.0
+    assert fields.as_law(light).moment_order() == math.inf
+    assert math.isnan(
+        fields.as_law(td.TransformedDistribution(td.Normal(0.0, 1.0), [td.ExpTransform()])).moment_order()
+    )

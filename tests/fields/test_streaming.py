@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributions as td
+from torch import nn
 
 from torchgauge import fields
+from torchgauge.fields import Law
 from torchgauge.fields.streaming import Sums, fingerprint, run
 
 POINTS = torch.tensor([-1.0, 0.3, 1.0], dtype=torch.float64)
@@ -86,6 +90,42 @@ def test_files_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) -> Non
     run(draws, 5, file=tmp_path / "b", identity="b")
     with pytest.raises(fields.RunFileError, match="more than"):
         run(draws, 4, file=tmp_path / "b", identity="b")
+
+
+class Acting(nn.Module):
+    """A linear map, a function that no name tells from another, and a buffer."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor], scale: float = 1.0) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(1, 2, dtype=torch.float64), act
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.linear(x)) * self.scale
+
+
+def test_a_file_knows_functions_buffers_and_energies(tmp_path: Path) -> None:
+    def go(weight: Law | td.Distribution, act: Callable[[torch.Tensor], torch.Tensor], scale: float = 1.0) -> None:
+        ensemble = fields.Ensemble(Acting(act, scale), {"linear.weight": weight, "linear.bias": fields.Normal()})
+        fields.correlator(ensemble, POINTS, 2, networks=200_000, file=tmp_path / "run.pt")
+
+    def energy(strength: float) -> fields.Density:
+        return fields.Density(fields.Normal(), lambda s: strength * s)
+
+    def spread(width: float) -> td.Distribution:
+        return td.MultivariateNormal(torch.zeros(1).double(), width * torch.eye(1).double())
+
+    for first, other in (
+        ((fields.Normal(), torch.tanh), (fields.Normal(), torch.relu)),
+        ((fields.Normal(), torch.tanh), (fields.Normal(), torch.tanh, 2.0)),
+        ((energy(1.0), torch.tanh), (energy(1.1), torch.tanh)),
+        ((spread(1.0), torch.tanh), (spread(2.0), torch.tanh)),
+    ):
+        (tmp_path / "run.pt").unlink(missing_ok=True)
+        go(*first)
+        go(*first)
+        with pytest.raises(fields.RunFileError, match="another run"):
+            go(*other)
 
 
 def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from torchgauge.errors import InputError
-from torchgauge.fields import Ensemble, Fixed, Haar, Law, Normal, Sphere, TruncatedNormal, Uniform, erf_net, symmetries
-from torchgauge.fields.symmetry import GALLERY, TRANSFORMATIONS
+from torchgauge.fields import (
+    Blocks,
+    Ensemble,
+    Fixed,
+    Haar,
+    Law,
+    Mixture,
+    Normal,
+    Sphere,
+    TruncatedNormal,
+    Uniform,
+    erf_net,
+    symmetries,
+)
+from torchgauge.fields.symmetry import GALLERY, TRANSFORMATIONS, Symmetries
 
 # in the order of TRANSFORMATIONS: SO(D), SO(d), translation, SU(D), permutations and signs of outputs, of inputs
 KNOWN = {
@@ -75,9 +88,8 @@ def test_the_gallery_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_gallery(name: str) -> None:
-    case = GALLERY[name]
-    found = symmetries(case.ensemble, case.points)
+def test_gallery(name: str, decided: Callable[[str], Symmetries]) -> None:
+    found = decided(name)
     known = {t.name: WORDS[word] for t, word in zip(TRANSFORMATIONS, KNOWN[name], strict=True) if word != "."}
     assert {v.transformation.name: v.holds for v in found.verdicts} == known
     assert all(bool(v.absorbed) == (v.holds is True) for v in found.verdicts)
@@ -305,6 +317,47 @@ def test_normalised_weights() -> None:
     assert found["SO(D)"].holds
     uniform = symmetries(Ensemble(Normalised(torch.tanh), laws | {"W": Uniform(-1.0, 1.0)}), POINTS)
     assert uniform["SO(d)"].holds is not True
+
+
+def test_functions_that_hold_on_to_the_first_copy_are_refused() -> None:
+    """A traced copy would not read the parameters that the ensemble draws, and nothing would follow from it."""
+
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2, dtype=torch.float64)
+            self.steps = [lambda x: self.linear(x)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps[0](x)
+
+    net = Ensemble(Held(), {"linear.weight": Normal(), "linear.bias": Normal()})
+    with pytest.raises(InputError, match="copy of the module"):
+        symmetries(net, POINTS)
+
+
+def test_outputs_in_pieces_are_undecided() -> None:
+    class Pieces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Linear(3, 2, dtype=torch.float64) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.a(x), torch.tanh(self.b(x))], -1)
+
+    module = Pieces()
+    found = symmetries(Ensemble(module, {n: Normal(0.5) for n, _ in module.named_parameters()}), POINTS)
+    assert found["SO(D)"].holds is None and "pieces" in found["SO(D)"].derivation
+    assert found["SO(d)"].holds
+
+
+def test_cumulants_of_both_signs_prove_nothing() -> None:
+    """Features that vanish in one network need not in another: their weights count, too."""
+    laws: dict[str, Law] = {
+        "2.weight": Blocks([(3, Uniform(-1.0, 1.0)), (1, Mixture([Normal(0.1), Normal(1.0)], each="entry"))], axis=1)
+    }
+    net = ensemble(linear(3, 4), nn.ReLU(), linear(4, 2, bias=False), laws=laws)
+    assert symmetries(net, POINTS, ["SO(D)"])["SO(D)"].holds is None
 
 
 def test_bad_input() -> None:

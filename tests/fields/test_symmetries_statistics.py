@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torchgauge import fields
 from torchgauge.errors import InputError
 from torchgauge.fields import Ensemble, Law, MomentError, Normal, TruncatedNormal, Uniform
 from torchgauge.fields.laws import Kind
-from torchgauge.fields.symmetry import GALLERY, symmetries
+from torchgauge.fields.symmetry import GALLERY, Symmetries, symmetries
 from torchgauge.fields.symmetry.projections import projected
 from torchgauge.fields.symmetry.statistics import test_outputs as judge_outputs
 from torchgauge.fields.symmetry.statistics import test_symmetry as judge
@@ -20,16 +22,20 @@ LEVEL = 1e-5  # of each of some 280 tests
 
 
 @pytest.mark.parametrize("name", GALLERY)
-def test_both_ways_agree(name: str) -> None:
+def test_both_ways_agree(name: str, decided: Callable[[str], Symmetries]) -> None:
     """What holds is not rejected; what is broken is, by a few networks or by many."""
     case = GALLERY[name]
-    for verdict in symmetries(case.ensemble, case.points).verdicts:
+    values = case.ensemble.outputs(case.points, 4_500, seed=0)  # once, for all tests of outputs
+    for verdict in decided(name).verdicts:
         if verdict.holds is None:
             continue
-        for count in (6_000,) if verdict.holds else (3_000, 20_000):
-            found = judge(case.ensemble, verdict.transformation, case.points, count=count, alpha=LEVEL, effect=0.15)
-            if found.rejected:
-                break
+        change, given = verdict.transformation, {"alpha": LEVEL, "effect": 0.15}
+        if change.side == "outputs":
+            found = judge_outputs(values, change, **given)
+        else:
+            found = judge(case.ensemble, change, case.points, count=4_500 if verdict.holds else 3_000, **given)
+        if not verdict.holds and not found.rejected:
+            found = judge(case.ensemble, change, case.points, count=20_000, **given)
         assert found.rejected is not verdict.holds, f"{verdict}\n{found}"
         assert found.rejected or found.power > 0.9
 
@@ -137,6 +143,37 @@ def test_random_ensembles(seed: int) -> None:
             assert found.p_value > 1e-5, f"{verdict}\n{found}"
         if verdict.holds is False and found.p_value > 0.5:
             assert found.power < 0.99, f"{verdict}\n{found}"
+
+
+class Lengths(nn.Module):
+    """A readout of tanh |x|², which is the same at turned points but for rounding."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.readout = nn.Linear(1, 2, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(torch.tanh(x.square().sum(-1, keepdim=True)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rounding_errors_break_nothing(dtype: torch.dtype) -> None:
+    net = Ensemble(Lengths(dtype), {"readout.weight": Normal(0.5), "readout.bias": Normal(0.5)})
+    assert not judge(net, "SO(d)", POINTS, count=4_000).rejected
+    same = Ensemble(nn.Linear(3, 2, dtype=dtype), {"weight": fields.Fixed(1.0), "bias": fields.Fixed(0.1)})
+    assert not judge(same, "permutations of inputs", POINTS, count=4_000).rejected
+    assert not judge(same, "permutations of outputs", POINTS, count=4_000).rejected
+    assert judge(same, "signs of inputs", POINTS, count=4_000).rejected
+
+
+def test_tokens_are_points() -> None:
+    """Outputs [points, tokens, D] turn along their last axis."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).double()
+    laws = {name: Normal(0.5) for name, _ in module.named_parameters()}
+    tokens = POINTS.reshape(1, 3, 3)
+    assert not judge(Ensemble(module, laws), "SO(D)", tokens, count=3_000).rejected
+    uneven = laws | {"2.weight": Normal(torch.tensor([[0.3], [0.6]], dtype=torch.float64))}
+    assert judge(Ensemble(module, uneven), "SO(D)", tokens, count=3_000).rejected
 
 
 def test_seeds_and_reports() -> None:

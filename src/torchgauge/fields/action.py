@@ -198,8 +198,12 @@ def _check(kappa4: Correlator) -> None:
         raise InputError(
             "not a connected four-point function of one output", remedy="take correlator(ensemble, points, 4)"
         )
-    if bool((kappa4.values == 0).any()):
+    size = kappa4.values.abs()
+    lost = size <= torch.maximum(kappa4.error, 1e-12 * size.max())
+    if bool(lost.any()):
+        where = kappa4.tuples[lost][0].tolist()
         raise InputError(
-            "κ4 vanishes at some tuple, and relative least squares divides by it",
-            remedy="leave out such tuples, as those of points on both sides of the origin for ReLU",
+            f"κ4 vanishes to its error at {int(lost.sum())} of {len(size)} tuples, as at {where}, and relative least "
+            "squares divides by it",
+            remedy="leave out such tuples (points on both sides of the origin for ReLU), or sample more networks",
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchgauge.errors import InputError
-from torchgauge.fields.combinatorics import multisets
+from torchgauge.fields.combinatorics import multisets, number_of_multisets
 from torchgauge.fields.ensemble import Ensemble
 from torchgauge.fields.errors import EstimatorError, MomentError, PrecisionWarning
 from torchgauge.fields.exact import exact
@@ -26,6 +26,7 @@ from torchgauge.fields.streaming import Sums, fingerprint, run
 Name = Literal["auto", "exact", "neurons", "readout", "plain"]
 _GOOD_RULE = 1e-4  # relative error up to which a quadrature is chosen without being asked for
 _ENOUGH_GROUPS, _HEAVY = 100, 0.45  # of the variance in one group: below 0.35 for bounded activations and ReLU
+_MOST_TUPLES = 2_000_000
 _SECTION = "docs/fields.md says what each estimator needs"
 
 
@@ -53,7 +54,7 @@ def correlator(
         points: [n_points, inputs], or [n_points] for one input.
         n: 2 to 8 (1 gives the mean).
         connected: the cumulant, or the full correlator.
-        outputs: output index of each slot, or one for all.
+        outputs: output index of each slot, or one for all; outputs of several axes are counted through.
         tuples: index tuples [count, n]; all distinct ones by default.
         estimator: "exact", "neurons", "readout", "plain"; "auto" takes the first that fits, in this order.
         networks: how many to sample, rounded up to whole groups (256 for "readout" and "plain"). Unused by "exact".
@@ -76,7 +77,7 @@ def correlator(
             heavy that one group of networks makes up most of the variance (Gauss nets).
     """
     request = _request(ensemble, points, n, connected, outputs, tuples)
-    readout = read(ensemble)
+    readout = read(ensemble, request.points)
     name, reason = _choose(request, estimator, readout)
     if name == "exact":
         found = _exactly(request, readout, estimator == "exact")
@@ -122,10 +123,19 @@ def _request(
                 f"tuples of shape {list(at.shape)}", remedy=f"rows of {n} indices of points, 0 to {len(points) - 1}"
             )
     elif len(set(chosen)) == 1:
+        _bounded(number_of_multisets(len(points), n), len(points), n)
         at = multisets(len(points), n)
     else:
+        _bounded(len(points) ** n, len(points), n)
         at = torch.cartesian_prod(*[torch.arange(len(points))] * n).reshape(-1, n)
     return Request(ensemble, points, at, chosen, connected)
+
+
+def _bounded(count: int, points: int, n: int) -> None:
+    if count > _MOST_TUPLES:
+        raise InputError(
+            f"{points} points have {count:.2g} tuples of {n}", remedy="name the ones you want: tuples=[[0, 1, …], …]"
+        )
 
 
 def _choose(request: Request, estimator: Name, readout: object) -> tuple[str, str]:
@@ -185,8 +195,9 @@ def _sampled(
         raise InputError(f"networks={networks}", remedy="sample at least one network")
     groups = max(2, math.ceil(networks / sampler.group))
     jobs, rest = divmod(groups, sampler.groups)
-    identity = ""
+    identity, probe = "", None
     if file is not None:
+        probe = _probe(request, seed)
         ensemble = request.ensemble
         identity = fingerprint(
             ensemble.name, repr(ensemble.module), ensemble.laws, list(ensemble.joint.items()), request.points,
@@ -198,7 +209,7 @@ def _sampled(
         return sums.count >= 8 and bool((sums.standard_error() <= (precision or 0) * sums.mean.abs()).all())
 
     sums = run(
-        sampler, jobs, workers=workers, file=file, identity=identity, progress=progress,
+        sampler, jobs, workers=workers, file=file, identity=identity, probe=probe, progress=progress,
         enough=enough if precision else None, tail=partial(sampler, jobs, rest) if rest else None,
     )  # fmt: skip
     if not bool(torch.isfinite(sums.mean).all()):
@@ -217,6 +228,13 @@ def _sampled(
             stacklevel=4,
         )
     return sums
+
+
+def _probe(request: Request, seed: int) -> Tensor:
+    """Some outputs: names and laws in print do not tell a function, a buffer or an energy from another."""
+    ensemble = request.ensemble
+    starts = dict.fromkeys((0, max(ensemble.block - 4, 0)))
+    return torch.stack([ensemble.outputs(request.points, 4, seed=seed, start=start) for start in starts])
 
 
 def _judged(result: Correlator, precision: float | None) -> Correlator:

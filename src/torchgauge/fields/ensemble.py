@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributions as td
-from torch.func import functional_call, vmap
 
 from torchgauge.errors import InputError
 from torchgauge.fields.errors import LawError, MomentError
 from torchgauge.fields.laws import Law, as_law
 from torchgauge.fields.laws.base import Shape
+from torchgauge.fields.stacking import stacked_call
 
 Key = str | tuple[str, ...]
 _BLOCK_NUMBERS = 2**19  # numbers per block of networks: the unit of reproducibility
@@ -143,25 +143,26 @@ class Ensemble:
     # -- evaluation --------------------------------------------------------------------------------------------
     @torch.no_grad()
     def evaluate(self, params: Mapping[str, Tensor], points: Tensor) -> Tensor:
-        """Outputs [count, n_points, outputs] of stacked parameters at points [n_points, ...].
+        """Outputs [count, n_points, ..., outputs] of stacked parameters at points [n_points, ...].
 
         Modules with a method `stacked(params, points)` evaluate themselves; all others go through `torch.func.vmap`.
+
+        Raises:
+            InputError: a module that draws random numbers or changes its buffers, or returns no tensor [n_points, ...].
         """
         fast = getattr(self.module, "stacked", None)
-        if fast is not None:
-            return fast(params, points)
-        buffers = dict(self.module.named_buffers())
-        if any(b.is_meta for b in buffers.values()):
-            raise InputError("the module's buffers hold no values", "meta device", "build the module on the CPU")
-
-        def one(p: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.module, {**p, **buffers}, (points,))
-
-        out = vmap(one, randomness="different")(dict(params))
+        out = fast(params, points) if fast is not None else stacked_call(self.module, params, points)
+        if not isinstance(out, Tensor) or out.ndim < 2 or out.shape[1] != len(points):
+            found = list(out.shape[1:]) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(
+                f"the module returns {found} for {len(points)} points",
+                self.name,
+                "let forward return one tensor [points, ..., outputs], as by a small module around it",
+            )
         return out if out.ndim > 2 else out.unsqueeze(-1)
 
     def outputs(self, points: Tensor, count: int, *, seed: int, start: int = 0, batch: int | None = None) -> Tensor:
-        """Outputs [count, n_points, outputs] of the networks start .. start+count−1 at points [n_points, ...].
+        """Outputs [count, n_points, ..., outputs] of the networks start .. start+count−1 at points [n_points, ...].
 
         Args:
             points: inputs, in the dtype of the parameters (real ones are cast).
@@ -193,12 +194,21 @@ class Ensemble:
         return fit // self.block * self.block if fit >= self.block else fit
 
     def as_points(self, points: Tensor) -> Tensor:
-        """Points [n_points, ...] in the precision of the parameters; a list of numbers becomes [n_points, 1]."""
+        """Points [n_points, ...] in the precision of the parameters; a list of numbers becomes [n_points, 1].
+
+        Whole numbers stay what they are where the module has an embedding, which they index.
+        """
         points = torch.as_tensor(points)
-        if points.ndim == 0 or not bool(torch.isfinite(points).all()):
-            raise InputError("the points are no finite tensor [n_points, inputs]", remedy="give one row per point")
+        if points.ndim == 0 or not len(points) or not bool(torch.isfinite(points).all()):
+            raise InputError(
+                "the points are no finite tensor [n_points, inputs], or none", remedy="give one row per point"
+            )
         if points.ndim == 1:
             points = points[:, None]
+        if not (points.is_floating_point() or points.is_complex()) and any(
+            isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in self.module.modules()
+        ):
+            return points
         real = next((d.to_real() if d.is_complex else d for d in self.dtypes.values()), torch.float64)
         if points.is_complex():
             return points.to(real.to_complex())
@@ -230,6 +240,10 @@ class Ensemble:
         named = [*self.laws, *joint]
         missing = [name for name in self.shapes if name not in named]
         extra = [name for name in named if name not in self.shapes]
+        if not self.shapes:
+            raise LawError(
+                "the module has no parameters, so there is one network alone", self.name, "give one that has"
+            )
         if missing or extra or len(set(named)) < len(named):
             what = "parameters without a law: " + ", ".join(missing) if missing else ""
             what += ("; " if what and extra else "") + (

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchgauge.fields.errors import EstimatorError, SingularKernelError
 from torchgauge.fields.monomials import Plan
 from torchgauge.fields.nets import Activation
+from torchgauge.fields.orthants import Rectified
 
 _NODES = {1: 256, 2: 128, 3: 44, 4: 22}
 _NEGLIGIBLE = 1e-13  # relative size of an eigenvalue that is a rounding error
@@ -27,7 +28,7 @@ class Expectation:
     """How to integrate products of one neuron's values.
 
     Attributes:
-        name: "closed", "angles" or "quadrature".
+        name: "closed", "angles", "orthants" or "quadrature".
         moments: plan → {degree: moments}, as `Plan.moments` gives them.
         error: plan → {degree: estimate of the error}; zeros where the form is closed.
     """
@@ -46,7 +47,7 @@ def expectation(activation: Activation, covariance: Tensor, uniform_phase: bool 
         uniform_phase: z has, besides, one phase uniform on the circle that all points share (cosine nets).
 
     Raises:
-        EstimatorError: no rule is accurate: more than four independent directions, or kinks in more than two.
+        EstimatorError: no rule is accurate: more than four independent directions, and not ReLU.
         SingularKernelError: a covariance that is not positive semidefinite.
     """
     roots = square_root(covariance)
@@ -59,11 +60,7 @@ def expectation(activation: Activation, covariance: Tensor, uniform_phase: bool 
         raise EstimatorError(f"no closed form for {activation.name} here", remedy='use estimator="neurons"')
     directions = roots.shape[1]
     if activation.name == "relu":
-        if directions > 2:
-            raise EstimatorError(
-                f"ReLU at points that span {directions} directions", remedy='use estimator="neurons", or fewer points'
-            )
-        return _from_nodes("angles", Angles(roots))
+        return _from_nodes("angles", Angles(roots)) if directions <= 2 else _orthants(roots)
     if directions > max(_NODES):
         raise EstimatorError(
             f"quadrature in {directions} dimensions", remedy='use estimator="neurons", or at most four points at a time'
@@ -171,6 +168,17 @@ def hermite(count: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights for the average over one standard normal number."""
     t, w = np.polynomial.hermite_e.hermegauss(count)
     return torch.from_numpy(t), torch.from_numpy(w / w.sum())
+
+
+def _orthants(roots: Tensor) -> Expectation:
+    """ReLU in three directions or more, with an error from a coarser rule and from what rounding does."""
+    fine, coarse = Rectified(roots), Rectified(roots, 1 / 8)
+
+    def error(plan: Plan) -> dict[int, Tensor]:
+        values, rough = fine.moments(plan), coarse.moments(plan)
+        return {d: (v - rough[d]).abs() + 1e-15 * fine.least**-0.5 * v.abs() for d, v in values.items()}
+
+    return Expectation("orthants", fine.moments, error)
 
 
 def _from_nodes(name: str, rule: Angles | Hermite) -> Expectation:

@@ -76,11 +76,18 @@ def kernel(ensemble: Ensemble, points: Tensor) -> Tensor:
 def kernels(ensemble: Ensemble, points: Tensor) -> list[Tensor]:
     """The kernels of the preactivations of every layer, the output last; without the uniform phase of a cosine net."""
     activation, layers = layers_of(ensemble)
-    x = ensemble.as_points(points).double()
+    x = _points(ensemble, points, layers)
     out = [layers[0].c_b + layers[0].c_w * x @ x.T / layers[0].fan_in]
     for before, layer in zip(layers[:-1], layers[1:], strict=True):
         out.append(layer.c_b + layer.c_w * pair_moments(activation, out[-1], before.phase))
     return out
+
+
+def _points(ensemble: Ensemble, points: Tensor, layers: list[Layer]) -> Tensor:
+    x = ensemble.as_points(points).double()
+    if x.ndim != 2 or x.shape[1] != layers[0].fan_in:
+        raise InputError(f"points of shape {list(x.shape)}", remedy=f"give [n_points, {layers[0].fan_in}]")
+    return x
 
 
 def cross_kernel(ensemble: Ensemble, x: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ def cross_kernel(ensemble: Ensemble, x: Tensor, y: Tensor) -> Tensor:
         SingularKernelError: a preactivation of variance zero.
     """
     activation, layers = layers_of(ensemble)
-    x, y = ensemble.as_points(x).double(), ensemble.as_points(y).double()
+    x, y = _points(ensemble, x, layers), _points(ensemble, y, layers)
     first = layers[0]
     kx, ky = (first.c_b + first.c_w * p.square().sum(1) / first.fan_in for p in (x, y))
     k = first.c_b + first.c_w * x @ y.T / first.fan_in

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torchgauge.fields.combinatorics import Mask, Term, multisets, number_of_multisets, rank, slots
+from torchgauge.fields.combinatorics import Mask, Term, number_of_multisets, rank, slots
 
 _LARGEST_TABLE = 4_000_000
+_BLOCK = 4096  # draws that are multiplied together
 
 
 @dataclass(frozen=True)
@@ -64,36 +65,43 @@ class Plan:
 
         Args:
             draws: values of the variables.
-            weights: of the draws, adding up to one; equal by default.
+            weights: of the draws [draws], adding up to one; equal by default.
         """
-        scale = None if weights is not None else 1.0 / draws.shape[-2]
+        lead, count = draws.shape[:-2], draws.shape[-2]
+        x = draws.mT.reshape(-1, self.variables, count)
+        scale = 1.0 / count if weights is None else 1.0
+        groups = max(1, _BLOCK // count)
+        parts: list[dict[int, Tensor]] = []
+        for several in x.split(groups):
+            total: dict[int, Tensor] = {}
+            for first in range(0, count, _BLOCK):  # a block of draws at a time stays in the processor's cache
+                some = slice(first, first + _BLOCK)
+                weight = None if weights is None else weights[some]
+                for degree, value in self._sums(several[..., some].contiguous(), weight).items():
+                    total[degree] = total[degree].add_(value) if degree in total else value
+            parts.append({degree: self._picked(degree, value) * scale for degree, value in total.items()})
+        return {d: torch.cat([part[d] for part in parts]).reshape(*lead, -1) for d in self._unique}
+
+    def _sums(self, x: Tensor, weights: Tensor | None) -> dict[int, Tensor]:
+        """Sums over draws, x [groups, variables, draws]: tables of all products, or the wanted ones alone."""
         if self.direct:
-            return {d: self._directly(draws, u, weights) for d, u in self._unique.items()}
-        top = max(((d + 1) // 2 for d in self._unique), default=0)
-        powers = monomials(draws, top)
+            return {d: _directly(x, wanted, weights) for d, wanted in self._unique.items()}
+        powers = monomials(x, max(((d + 1) // 2 for d in self._unique), default=0))
         out = {}
-        for degree, wanted in self._unique.items():
-            a, b = (degree + 1) // 2, degree // 2
-            left = powers[a] if weights is None else powers[a] * weights[..., None]
-            if b:
-                table = left.mT @ powers[b]
-                flat = table.flatten(-2)
-                at = rank(wanted[:, :a], self.variables) * table.shape[-1] + rank(wanted[:, a:], self.variables)
-            else:
-                flat, at = left.sum(-2), rank(wanted, self.variables)
-            picked = flat[..., at]
-            out[degree] = picked if scale is None else picked * scale
+        for degree in self._unique:
+            left = powers[(degree + 1) // 2] if weights is None else powers[(degree + 1) // 2] * weights
+            out[degree] = left @ powers[degree // 2].mT if degree > 1 else left.sum(-1)
         return out
 
-    @staticmethod
-    def _directly(draws: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
-        parts = []
-        for chunk in wanted.split(4096):
-            product = draws[..., chunk[:, 0]]
-            for slot in range(1, chunk.shape[1]):
-                product = product * draws[..., chunk[:, slot]]
-            parts.append(product.mean(-2) if weights is None else (product * weights[..., None]).sum(-2))
-        return torch.cat(parts, -1)
+    def _picked(self, degree: int, sums: Tensor) -> Tensor:
+        """The wanted entries of a table."""
+        wanted, a = self._unique[degree], (degree + 1) // 2
+        if self.direct:
+            return sums
+        at = rank(wanted[:, :a], self.variables)
+        if degree > 1:
+            at = at * sums.shape[-1] + rank(wanted[:, a:], self.variables)
+        return sums.reshape(len(sums), -1)[:, at]
 
     def unique(self, degree: int) -> Tensor:
         """The distinct sorted index tuples [count, degree] whose moments are wanted."""
@@ -114,13 +122,34 @@ class Plan:
         return total
 
 
-def monomials(draws: Tensor, degree: int) -> list[Tensor]:
-    """Products [..., draws, multisets] of degrees 0 .. degree of the variables [..., draws, variables]."""
-    n = draws.shape[-1]
-    out = [draws.new_ones(*draws.shape[:-1], 1), draws]
+def _directly(x: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
+    """Sums over draws of chosen products, x [groups, variables, draws]."""
+    parts = []
+    for chunk in wanted.split(max(1, 64 * _BLOCK // max(1, x.shape[0] * x.shape[2]))):
+        product = x[:, chunk[:, 0]]
+        for slot in range(1, chunk.shape[1]):
+            product *= x[:, chunk[:, slot]]
+        parts.append(product.sum(-1) if weights is None else product @ weights)
+    return torch.cat(parts, -1)
+
+
+def monomials(x: Tensor, degree: int) -> list[Tensor]:
+    """Products [..., multisets, draws] of degrees 0 .. degree of the variables [..., variables, draws].
+
+    Multisets are in lexicographic order: those whose smallest entry is i are i and a multiset of i, i+1, …, and the
+    latter are the last ones of their degree.
+    """
+    n = x.shape[-2]
+    out = [x.new_ones(*x.shape[:-2], 1, x.shape[-1]), x]
     for k in range(2, degree + 1):
-        sets = multisets(n, k)
-        out.append(out[-1][..., rank(sets[:, :-1], n)] * draws[..., sets[:, -1]])
+        product = x.new_empty(*x.shape[:-2], number_of_multisets(n, k), x.shape[-1])
+        start = 0
+        for i in range(n):
+            count = number_of_multisets(n - i, k - 1)
+            rest = out[-1][..., out[-1].shape[-2] - count :, :]
+            torch.mul(rest, x[..., i : i + 1, :], out=product[..., start : start + count, :])
+            start += count
+        out.append(product)
     return out
 
 

@@ -88,7 +88,13 @@ class Net(nn.Module):
         return self.readout(x)
 
     def features(self, params: Mapping[str, Tensor], points: Tensor) -> Tensor:
-        """Last hidden layer [count, n_points, N] of stacked parameters."""
+        """Last hidden layer [count, n_points, N] of stacked parameters.
+
+        Raises:
+            InputError: points that are not [n_points, inputs].
+        """
+        if points.ndim != 2 or points.shape[1] != self.widths[0]:
+            raise InputError(f"points of shape {list(points.shape)}", remedy=f"give [n_points, {self.widths[0]}]")
         x = points
         for i in range(len(self.hidden)):
             weight, bias = params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
+from torchgauge.errors import InputError
 from torchgauge.fields.ensemble import Ensemble
 from torchgauge.fields.laws import Law, Normal, Uniform
 from torchgauge.fields.nets import RELU, TANH, Activation, Net
+from torchgauge.fields.stacking import stacked_call
 
 _POINTWISE = (
     nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity, nn.Mish, nn.SELU,
@@ -54,10 +55,16 @@ class Shallow(Readout):
     first: tuple[Law, Law | None, int] | None
 
     def covariance(self, points: Tensor) -> tuple[Tensor, bool] | None:
-        """Covariance [points, points] of the preactivations, if these are normal; and whether a phase is added."""
+        """Covariance [points, points] of the preactivations, if these are normal; and whether a phase is added.
+
+        Raises:
+            InputError: points of another number of inputs.
+        """
         if self.first is None:
             return None
-        weight, bias, _ = self.first
+        weight, bias, inputs = self.first
+        if points.ndim != 2 or points.shape[1] != inputs:
+            raise InputError(f"points of shape {list(points.shape)}", remedy=f"give [n_points, {inputs}]")
         x = points.to(torch.float64)
         if not _centred(weight):
             return None
@@ -84,16 +91,28 @@ def normal_readout(readout: Readout) -> bool:
     return _centred(readout.weight) and (readout.bias is None or _centred(readout.bias))
 
 
-def read(ensemble: Ensemble) -> Readout | None:
-    """The last linear layer of a `Net` or of an `nn.Sequential` that ends in `nn.Linear`; None for anything else."""
+def read(ensemble: Ensemble, points: Tensor) -> Readout | None:
+    """The last linear layer of a `Net` or of an `nn.Sequential` that ends in `nn.Linear`; None for anything else.
+
+    Subclasses with a `forward` of their own and modules with hooks are anything else: what they do is not known.
+    """
     module = ensemble.module
     if any(d.is_complex for d in ensemble.dtypes.values()):
         return None
+    if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
+        return None
     if isinstance(module, Net):
-        return _of_net(ensemble, module)
-    if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[-1], nn.Linear):
-        return _of_sequential(ensemble, module)
-    return None
+        own = type(module).forward is Net.forward and type(module).features is Net.features
+        return _of_net(ensemble, module) if own else None
+    if not _plainly(module, nn.Sequential) or len(module) < 2 or not _plainly(module[-1], nn.Linear):  # type: ignore[arg-type,index]
+        return None
+    assert isinstance(module, nn.Sequential)
+    return _of_sequential(ensemble, module, points)
+
+
+def _plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does what its class does, and no more."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def _of_net(ensemble: Ensemble, module: Net) -> Readout | None:
@@ -106,7 +125,7 @@ def _of_net(ensemble: Ensemble, module: Net) -> Readout | None:
     return _maybe_shallow(ensemble, "hidden.0", Readout(module.features, hidden, *last), module.activation)
 
 
-def _of_sequential(ensemble: Ensemble, module: nn.Sequential) -> Readout | None:
+def _of_sequential(ensemble: Ensemble, module: nn.Sequential, points: Tensor) -> Readout | None:
     index = str(len(module) - 1)
     last = _last(ensemble, index)
     if last is None:
@@ -118,13 +137,14 @@ def _of_sequential(ensemble: Ensemble, module: nn.Sequential) -> Readout | None:
         return None
 
     def features(params: Mapping[str, Tensor], points: Tensor) -> Tensor:
-        shared = dict(body.named_buffers())
-        kept = {name: params[name] for name in hidden}
-        return vmap(lambda p: functional_call(body, {**p, **shared}, (points,)), randomness="different")(kept)
+        return stacked_call(body, {name: params[name] for name in hidden}, points)
 
+    shapes = {name: torch.zeros(1, *ensemble.shapes[name], dtype=ensemble.dtypes[name]) for name in hidden}
+    if features(shapes, points).shape != (1, len(points), last[0]):
+        return None  # an axis of tokens or pixels is left
     readout = Readout(features, hidden, *last)
     between = list(module)[1:-1]
-    if isinstance(module[0], nn.Linear) and all(type(m) in _POINTWISE for m in between):
+    if _plainly(module[0], nn.Linear) and points.ndim == 2 and all(type(m) in _POINTWISE for m in between):
         return _maybe_shallow(ensemble, "0", readout, _activation(nn.Sequential(*between)))
     return readout
 

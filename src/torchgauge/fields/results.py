@@ -24,7 +24,7 @@ class Correlator:
         outputs: output index of each slot.
         connected: cumulants, or full correlators.
         estimator: "exact", "neurons", "readout" or "plain".
-        rule: "closed", "angles", "quadrature" or "sampled".
+        rule: "closed", "angles", "orthants", "quadrature" or "sampled".
         reason: why this estimator.
         networks: how many were sampled.
         covariance: of the values [count, count], where it was asked for.

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from torchgauge.errors import InputError
 from torchgauge.fields.combinatorics import (
     Term,
     alternating,
@@ -127,9 +128,7 @@ def integrated(request: Request, readout: Readout, seed: int, covariance: bool) 
     groups = _groups(request, group, count * readout.width + plan.columns())
 
     def estimate(first: int, networks: int) -> Tensor:
-        params = request.ensemble.sample(networks, seed=seed, start=first, only=readout.hidden)
-        h = readout.features(params, request.points).double()
-        kernel = weight_variance * (h @ h.mT) + bias_variance
+        kernel = bias_variance + weight_variance * _inner_products(request, readout, seed, first, networks)
         y = kernel[:, pairs[:, 0], pairs[:, 1]].reshape(networks // group, group, len(pairs))
         if not legal:
             return torch.zeros(networks // group, len(request.tuples), dtype=torch.float64)
@@ -141,6 +140,19 @@ def integrated(request: Request, readout: Readout, seed: int, covariance: bool) 
         return total
 
     return Sampler(group, groups, estimate, 0.0, covariance)
+
+
+def _inner_products(request: Request, readout: Readout, seed: int, first: int, networks: int) -> Tensor:
+    """Σ_j h_j h_j [networks, points, points], in batches that bound the memory however wide the networks are."""
+    ensemble, points, parts = request.ensemble, request.points, []
+    size = ensemble.batch(len(points))
+    for start in range(first, first + networks, size):
+        count = min(size, first + networks - start)
+        params = ensemble.sample(count, seed=seed, start=start, only=readout.hidden)
+        for piece in ensemble.pieces(params, len(points)):
+            h = readout.features(piece, points).double()
+            parts.append(h @ h.mT)
+    return torch.cat(parts)
 
 
 @lru_cache(maxsize=32)
@@ -176,7 +188,9 @@ def plain(request: Request, seed: int, covariance: bool) -> Sampler:
     groups = _groups(request, group, plan.columns() + count * 8)
 
     def estimate(first: int, networks: int) -> Tensor:
-        out = request.ensemble.outputs(request.points, networks, seed=seed, start=first)
+        out = request.ensemble.outputs(request.points, networks, seed=seed, start=first).flatten(2)
+        if used[-1] >= out.shape[2]:
+            raise InputError(f"outputs {request.outputs}", remedy=f"the networks have {out.shape[2]} outputs")
         out = out.to(torch.complex128 if out.is_complex() else torch.float64)
         y = out[:, :, used].reshape(networks // group, group, count * len(used))
         y = y - y.mean(1, keepdim=True) if request.connected and n > 1 else y

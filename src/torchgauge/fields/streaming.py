@@ -84,6 +84,7 @@ def run(
     workers: int = 1,
     file: str | Path | None = None,
     identity: str = "",
+    probe: Tensor | None = None,
     progress: bool | None = None,
     every: float = 30.0,
     enough: Callable[[Sums], bool] | None = None,
@@ -99,6 +100,7 @@ def run(
         workers: processes (joblib); one means this process.
         file: partial sums are kept here, and taken up from here; written beside and renamed.
         identity: what the sums are sums of; a file of another identity is refused.
+        probe: numbers that belong to the run, as some of what is averaged; a file of other numbers is refused.
         progress: a bar on standard error; by default only where that is a terminal.
         every: seconds between writings of the file.
         enough: stop early once this holds.
@@ -110,7 +112,7 @@ def run(
     if jobs + (tail is not None) < 1 or workers < 1:
         raise InputError(f"jobs={jobs}, workers={workers}", remedy="both are at least one")
     path = Path(file) if file is not None else None
-    total, done = _load(path, identity) if path is not None and path.exists() else (None, 0)
+    total, done = _load(path, identity, probe) if path is not None and path.exists() else (None, 0)
     if done > jobs:
         raise RunFileError(
             f"the file holds {done} jobs, more than the {jobs} asked for",
@@ -124,13 +126,13 @@ def run(
             done += 1
             advance()
             if path is not None and time.monotonic() - written > every:
-                _save(path, total, done, identity)
+                _save(path, total, done, identity, probe)
                 written = time.monotonic()
             stopped = enough is not None and enough(total)
             if stopped:
                 break
     if path is not None and total is not None:
-        _save(path, total, done, identity)
+        _save(path, total, done, identity, probe)
     if tail is not None and not stopped:
         last = _single_threaded(lambda _: tail(), 0)
         total = last if total is None else total + last
@@ -176,12 +178,13 @@ def _bar(jobs: int, done: int, progress: bool | None) -> Iterator[Callable[[], N
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
-def _save(path: Path, sums: Sums, done: int, identity: str) -> None:
+def _save(path: Path, sums: Sums, done: int, identity: str, probe: Tensor | None) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent or Path(), prefix=path.name, suffix=".part")
     os.close(handle)
     try:
         content = {
             "identity": identity,
+            "probe": probe,
             "done": done,
             "count": sums.count,
             "mean": sums.mean,
@@ -195,20 +198,27 @@ def _save(path: Path, sums: Sums, done: int, identity: str) -> None:
         raise
 
 
-def _load(path: Path, identity: str) -> tuple[Sums, int]:
+def _load(path: Path, identity: str, probe: Tensor | None) -> tuple[Sums, int]:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         sums = Sums(state["count"], state["mean"], state["square"], state["peak"], state["cross"])
-        done, found = int(state["done"]), state["identity"]
+        done, same = int(state["done"]), state["identity"] == identity and _close(state["probe"], probe)
     except Exception as error:
         raise RunFileError(f"no file of partial sums: {error}", str(path), "remove it, or name another file") from error
-    if found != identity:
+    if not same:
         raise RunFileError(
             "the file belongs to another run: another ensemble, other points, another seed or estimator",
             str(path),
             "remove it, or name another file",
         )
     return sums, done
+
+
+def _close(found: Tensor | None, probe: Tensor | None) -> bool:
+    """The same numbers, to what another processor may round differently."""
+    if found is None or probe is None or found.shape != probe.shape or found.dtype != probe.dtype:
+        return found is None and probe is None
+    return torch.allclose(found, probe, 1e-3, 1e-3 * float(probe.abs().nan_to_num(0, 0, 0).max()), equal_nan=True)
 
 
 def fingerprint(*parts: Any) -> str:

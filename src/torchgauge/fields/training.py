@@ -15,10 +15,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from torchgauge.errors import InputError
 from torchgauge.fields.ensemble import Ensemble
+from torchgauge.fields.stacking import stacked_call
 from torchgauge.fields.symmetry.statistics import SymmetryTest, test_outputs
 from torchgauge.fields.symmetry.transformations import Transformation
 
@@ -85,19 +86,14 @@ def evolve(
             momentum and weight decay, Adam, ...), so that the networks of a stack do not mix.
 
     Raises:
-        InputError: no steps, or a loss that is not finite (a rate too large).
+        InputError: no steps, a loss that is not finite (a rate too large), or a module that draws random numbers.
     """
     if steps < 0 or every < 1:
         raise InputError(f"steps={steps}, every={every}", "evolve", "steps is not negative, every is positive.")
     moving = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     engine = optimiser(list(moving.values()))
-    buffers = dict(module.named_buffers())
-
-    def one(p: Params) -> Tensor:
-        return loss(functional_call(module, {**p, **buffers}, (points,)))
-
     for step in range(steps + 1):
-        losses = vmap(one)(moving)
+        losses = vmap(loss)(stacked_call(module, moving, points))
         if not bool(torch.isfinite(losses).all()):
             raise InputError(
                 f"the loss of {int((~torch.isfinite(losses)).sum())} networks is not finite at step {step}",

@@ -1,4 +1,4 @@
-"""Laws made of laws: mixtures, blocks, densities of invariants."""
+"""Laws made of laws: mixtures, blocks, densities of invariants, complex laws from two real ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from torchgauge.fields.errors import LawError
-from torchgauge.fields.laws.base import Invariance, Kind, Law, Shape, closed
-from torchgauge.fields.laws.entries import least
+from torchgauge.fields.laws.base import Invariance, Kind, Law, Shape, closed, real_dtype
+from torchgauge.fields.laws.entries import Normal, least
+from torchgauge.fields.laws.library import as_law
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Mixture(Law):
     each: Literal["network", "entry"] = "network"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "laws", [as_law(law) for law in self.laws])
         if not self.laws or (self.weights and len(self.weights) != len(self.laws)):
             raise LawError("a mixture needs laws, and one weight for each", remedy="Mixture([a, b], [0.3, 0.7])")
         if self.weights and not (min(self.weights) >= 0 and sum(self.weights) > 0):
@@ -79,6 +81,11 @@ class Blocks(Law):
 
     parts: Sequence[tuple[int, Law]]
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", [(size, as_law(law)) for size, law in self.parts])
+        if not self.parts or min(size for size, _ in self.parts) < 1:
+            raise LawError("blocks need parts of positive sizes", remedy="Blocks([(2, a), (3, b)])")
 
     def _shapes(self, shape: Shape) -> list[tuple[int, Shape, Law]]:
         axis, start, out = self.axis % len(shape), 0, []
@@ -142,6 +149,9 @@ class Density(Law):
     floor: float = 0.0
     tries: int = 100_000
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", as_law(self.base))
+
     def invariant_of(self, w: Tensor) -> Tensor:
         """The invariant [batch, ...] that the energy sees, of parameters [batch, *shape]."""
         if self.of == "norm":
@@ -166,8 +176,10 @@ class Density(Law):
                 low = float(energy.min())
                 raise LawError(f"an energy of {low:g} lies below its floor {self.floor:g}", remedy="lower the floor")
             odds = torch.exp(self.floor - energy.double())
-            kept.append(draw[torch.rand(size, generator=generator, dtype=torch.float64) < odds])
-            have, tried = have + len(kept[-1]), tried + size
+            good = torch.rand(size, generator=generator, dtype=torch.float64) < odds
+            have, tried = have + int(good.sum()), tried + size
+            if bool(good.any()):
+                kept.append(draw[good])
             if tried > self.tries * (have + 1):
                 raise LawError("almost no draw is kept", remedy="take a base nearer to the density, or a higher floor")
         return torch.cat(kept)[:count]
@@ -179,3 +191,53 @@ class Density(Law):
         blind = {"norm": range(len(shape)), "gram": (0,), "cogram": (1,), "entries": ()}[self.of]
         found = [o for o in self.base.invariances(shape, dtype) if o.axis in blind]
         return closed(found)
+
+
+@dataclass(frozen=True)
+class Complex(Law):
+    """A complex parameter whose real and imaginary parts are independent, each with a law of its own.
+
+    Real matrices leave it invariant where both laws are. Unitary ones do not, unless both are normal laws of one width:
+    rotation-invariant parts alone are not enough (docs/symmetry_by_duality.md).
+    """
+
+    real: Law
+    imaginary: Law
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "real", as_law(self.real))
+        object.__setattr__(self, "imaginary", as_law(self.imaginary))
+
+    def sample(
+        self, count: int, shape: Shape, generator: torch.Generator, dtype: torch.dtype = torch.complex128
+    ) -> Tensor:
+        if not dtype.is_complex:
+            raise LawError("a law of complex numbers on a real parameter", remedy="make the parameter complex")
+        parts = [law.sample(count, shape, generator, real_dtype(dtype)) for law in (self.real, self.imaginary)]
+        return torch.complex(*parts)
+
+    def moment_order(self) -> float:
+        return least([self.real.moment_order(), self.imaginary.moment_order()])
+
+    def invariances(self, shape: Shape, dtype: torch.dtype = torch.complex128) -> frozenset[Invariance]:
+        a, b = self.real, self.imaginary
+        real = real_dtype(dtype)
+        common = a.invariances(shape, real) & b.invariances(shape, real)
+        common = frozenset(one for one in common if one.kind is not Kind.TRANSLATIONS)
+        if isinstance(a, Normal) and isinstance(b, Normal) and _same(a.std, b.std):
+            circular = Normal(a.std, 0.0).invariances(shape, torch.complex128)
+            centred = Normal(0.0, _joined(a.mean, b.mean)).invariances(shape, torch.complex128)
+            common |= circular & centred
+        return closed(common)
+
+    def independent(self, shape: Shape, axis: int) -> bool:
+        return self.real.independent(shape, axis) and self.imaginary.independent(shape, axis)
+
+
+def _same(a: float | Tensor, b: float | Tensor) -> bool:
+    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _joined(a: float | complex | Tensor, b: float | complex | Tensor) -> Tensor:
+    return torch.as_tensor(a) + 1j * torch.as_tensor(b)

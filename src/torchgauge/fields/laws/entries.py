@@ -1,4 +1,4 @@
-"""Laws with independent entries: normal, uniform, truncated normal, fixed; and complex ones from two laws."""
+"""Laws with independent entries: normal, uniform, truncated normal, fixed."""
 
 from __future__ import annotations
 
@@ -185,43 +185,6 @@ def Fixed(value: float | complex | Tensor = 0.0) -> Normal:
     return Normal(0.0, value)
 
 
-@dataclass(frozen=True)
-class Complex(Law):
-    """A complex parameter whose real and imaginary parts are independent, each with a law of its own.
-
-    Real matrices leave it invariant where both laws are. Unitary ones do not, unless both are normal laws of one width:
-    rotation-invariant parts alone are not enough (docs/symmetry_by_duality.md).
-    """
-
-    real: Law
-    imaginary: Law
-
-    def sample(
-        self, count: int, shape: Shape, generator: torch.Generator, dtype: torch.dtype = torch.complex128
-    ) -> Tensor:
-        if not dtype.is_complex:
-            raise LawError("a law of complex numbers on a real parameter", remedy="make the parameter complex")
-        parts = [law.sample(count, shape, generator, real_dtype(dtype)) for law in (self.real, self.imaginary)]
-        return torch.complex(*parts)
-
-    def moment_order(self) -> float:
-        return least([self.real.moment_order(), self.imaginary.moment_order()])
-
-    def invariances(self, shape: Shape, dtype: torch.dtype = torch.complex128) -> frozenset[Invariance]:
-        a, b = self.real, self.imaginary
-        real = real_dtype(dtype)
-        common = a.invariances(shape, real) & b.invariances(shape, real)
-        common = frozenset(one for one in common if one.kind is not Kind.TRANSLATIONS)
-        if isinstance(a, Normal) and isinstance(b, Normal) and _same(a.std, b.std):
-            circular = Normal(a.std, 0.0).invariances(shape, torch.complex128)
-            centred = Normal(0.0, _joined(a.mean, b.mean)).invariances(shape, torch.complex128)
-            common |= circular & centred
-        return closed(common)
-
-    def independent(self, shape: Shape, axis: int) -> bool:
-        return self.real.independent(shape, axis) and self.imaginary.independent(shape, axis)
-
-
 def least(orders: list[float]) -> float:
     """The smallest order, unknown if any is."""
     return math.nan if any(math.isnan(o) for o in orders) else min(orders)
@@ -237,12 +200,3 @@ def _runs(equal_to_previous: list[bool]) -> list[tuple[int, int]]:
     """Maximal ranges of neighbours that are equal."""
     edges = [0, *(i + 1 for i, same in enumerate(equal_to_previous) if not same), len(equal_to_previous) + 1]
     return list(zip(edges[:-1], edges[1:], strict=True))
-
-
-def _same(a: float | Tensor, b: float | Tensor) -> bool:
-    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
-    return a.shape == b.shape and bool((a == b).all())
-
-
-def _joined(a: float | complex | Tensor, b: float | complex | Tensor) -> Tensor:
-    return torch.as_tensor(a) + 1j * torch.as_tensor(b)

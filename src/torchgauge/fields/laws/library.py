@@ -27,7 +27,8 @@ _LIGHT = (
     td.Normal, td.Uniform, td.Laplace, td.Exponential, td.Gamma, td.Beta, td.Bernoulli, td.LogNormal, td.Gumbel,
     td.HalfNormal, td.VonMises, td.Weibull, td.Poisson, td.Geometric, td.MultivariateNormal, td.Dirichlet,
     td.LowRankMultivariateNormal, td.Binomial, td.ContinuousBernoulli, td.Kumaraswamy, td.LKJCholesky,
-    td.LogisticNormal, td.Wishart, td.Categorical, td.NegativeBinomial,
+    td.LogisticNormal, td.Wishart, td.Categorical, td.NegativeBinomial, td.Chi2, td.OneHotCategorical, td.Multinomial,
+    td.RelaxedBernoulli, td.RelaxedOneHotCategorical,
 )  # fmt: skip
 _EVEN = (td.Laplace, td.StudentT, td.Cauchy)
 
@@ -37,7 +38,8 @@ class Torch(Law):
     """Any object of torch.distributions: its batch and event shape fill the last axes of the parameter.
 
     It repeats independently over the other axes; a scalar one gives independent entries. The tails of the classes of
-    torch.distributions are known; other classes have unknown moments (`nan`).
+    torch.distributions are known, and of mixtures of them; other classes, as transformed distributions, have unknown
+    moments (`nan`) unless `order` is given.
     """
 
     distribution: td.Distribution
@@ -61,8 +63,8 @@ class Torch(Law):
 
     def moment_order(self) -> float:
         inner = self.distribution
-        while isinstance(inner, td.Independent):
-            inner = inner.base_dist
+        while isinstance(inner, (td.Independent, td.MixtureSameFamily)):
+            inner = inner.base_dist if isinstance(inner, td.Independent) else inner.component_distribution
         if type(inner) in _TAILS:
             return _TAILS[type(inner)](inner)
         return math.inf if type(inner) in _LIGHT else self.order

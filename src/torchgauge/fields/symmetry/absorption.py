@@ -88,6 +88,8 @@ class Probe:
     def absorb(self, change: Transformation) -> Absorption:
         """What absorbs a rotation, permutation or flip of the outputs or the inputs."""
         key = BEHIND if change.side == "outputs" else BEFORE
+        if key not in self.stage.layout:
+            return Absorption(obstacle=f"the {change.side} are pieces that the network treats on their own")
         legs = [leg for leg in self.stage.layout[key].legs if self.stage.layout[key].groups[leg.dim] == _axis(key)]
         if not legs and change.kind is Kind.SIGNS:
             return self._flipped(None, key)
@@ -221,7 +223,7 @@ def _axis(key: str) -> int:
 
 
 def _foreign(name: str) -> str:
-    if name in (BEHIND, BEFORE):
+    if name.startswith((BEHIND, BEFORE)):
         return "inputs and outputs share one frame: only both together can be transformed"
     return f"the statistics {name.removeprefix('buffer:').removeprefix(NET)} would have to move"
 

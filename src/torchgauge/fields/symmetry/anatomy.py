@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from torchgauge.errors import InputError
 from torchgauge.fields.ensemble import Ensemble
 
 if TYPE_CHECKING:
@@ -220,21 +221,35 @@ def anatomy(ensemble: Ensemble, points: Tensor) -> Anatomy:
 
     Raises:
         CaptureError: the module cannot be traced.
+        InputError: see `real_module`.
     """
     from torchgauge.capture import capture
 
-    return Anatomy(ensemble, capture(real_module(ensemble), (points,)), points)
+    return Anatomy(ensemble, capture(real_module(ensemble, points), (points,)), points)
 
 
-def real_module(ensemble: Ensemble) -> nn.Module:
-    """A copy of the module with one network of the ensemble as its parameters."""
+def real_module(ensemble: Ensemble, points: Tensor) -> nn.Module:
+    """A copy of the module with one network of the ensemble as its parameters.
+
+    Raises:
+        InputError: the copy computes something else than the ensemble does, so that nothing follows from its graph.
+    """
     module = copy.deepcopy(ensemble.module)
     if any(p.is_meta for p in module.parameters()):
         module = module.to_empty(device="cpu")
-    one = {k: v[0] for k, v in ensemble.sample(1, seed=0).items()}
+    stack = ensemble.sample(1, seed=0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(one[name])
+            parameter.copy_(stack[name][0])
+        expected, found = ensemble.evaluate(stack, points)[0], module(points)
+    scale = expected.abs().nan_to_num(0.0, 0.0, 0.0).max()
+    close = torch.finfo(expected.dtype).eps ** 0.5
+    if not torch.allclose(found.reshape(expected.shape), expected, close, float(scale) * close, equal_nan=True):
+        raise InputError(
+            "a copy of the module computes something else than the module does",
+            ensemble.name,
+            "let forward read parameters through self alone, not through functions that hold on to the first copy",
+        )
     return module
 
 

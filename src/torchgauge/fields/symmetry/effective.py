@@ -213,7 +213,8 @@ def effective_symmetry(ensemble: Ensemble, points: Tensor) -> EffectiveSymmetry:
     Raises:
         CaptureError: the module cannot be traced.
     """
-    return EffectiveSymmetry(ensemble, infer(real_module(ensemble), (ensemble.as_points(points),)))
+    points = ensemble.as_points(points)
+    return EffectiveSymmetry(ensemble, infer(real_module(ensemble, points), (points,)))
 
 
 def prior_change(symmetry: EffectiveSymmetry, element: Element, params: Mapping[str, Tensor]) -> float:

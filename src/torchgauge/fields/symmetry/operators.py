@@ -24,6 +24,8 @@ GROWING = {
     aten.elu.default, aten.abs.default, aten.square.default, aten.exp.default,
 }  # fmt: skip
 """|φ(z)| → ∞ as z → +∞."""
+BOUNDED = SATURATING | {aten.sin.default, aten.cos.default}
+PRODUCTS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.mul.Tensor}
 LINEAR = {
     aten.linear.default, aten.matmul.default, aten.mm.default, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
     aten.div.Tensor, aten.to.dtype, aten.numpy_T.default, aten.t.default, aten.transpose.int, aten.permute.default,
@@ -48,7 +50,7 @@ def finite_moments(anatomy: Anatomy) -> bool:
         return False
     exponentials = [n for n in anatomy.graph.nodes if n.target is aten.exp.default]
     tame = all(isinstance(law, (Normal, Uniform, TruncatedNormal, Sphere)) for law in laws)
-    return not exponentials or (len(exponentials) == 1 and tame and _depth(anatomy, exponentials[0]) <= 1)
+    return not exponentials or (len(exponentials) == 1 and tame and _degree(anatomy, exponentials[0]) <= 1)
 
 
 def smooth(anatomy: Anatomy) -> bool:
@@ -75,10 +77,19 @@ def _only(anatomy: Anatomy, allowed: Container[object]) -> bool:
     return all(n.args[1] in (1, 2, 3, 4) for n in nodes if n.target is aten.pow.Tensor_Scalar)
 
 
-def _depth(anatomy: Anatomy, node: fx.Node) -> int:
-    """How many weights are multiplied on the way to a node."""
+def _degree(anatomy: Anatomy, node: fx.Node) -> int:
+    """The degree, as a polynomial in the parameters, with which a node can grow."""
     seen: dict[fx.Node, int] = {}
     for n in anatomy.graph.nodes:
-        own = int(n.target in (aten.linear.default, aten.matmul.default, aten.mm.default))
-        seen[n] = own + max((seen[a] for a in n.all_input_nodes), default=0)
+        args = [seen[a] for a in n.args if isinstance(a, fx.Node)]
+        if n.op == "placeholder":
+            seen[n] = int(anatomy.parameter(n) is not None)
+        elif n.target in BOUNDED:
+            seen[n] = 0
+        elif n.target in (aten.square.default, aten.pow.Tensor_Scalar):
+            seen[n] = 4 * max(args, default=0)
+        elif n.target in PRODUCTS:
+            seen[n] = max([sum(args[:2]), *args[2:]])
+        else:
+            seen[n] = max((seen[a] for a in n.all_input_nodes), default=0)
     return seen[node]

@@ -49,6 +49,22 @@ def projected(values: Tensor, kind: Kind, orders: tuple[int, ...] = (1, 2, 4)) -
     return {order: features.flatten(1) for order, features in found.items() if features[0].numel()}
 
 
+def silenced(features: Features, values: Tensor) -> Features:
+    """Features that are rounding errors in every network become zero: their average says nothing about a symmetry.
+
+    Args:
+        features: order → [count, m].
+        values: the outputs that they were made of.
+    """
+    rounding = 1e3 * torch.finfo(values.dtype).eps
+    top = float(values.abs().max())
+    out: Features = {}
+    for order, columns in features.items():
+        noise = columns.abs().amax(0) <= rounding * top**order
+        out[order] = torch.where(noise, torch.zeros_like(columns), columns)
+    return out
+
+
 def pairs(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values at the first and at the second point of each pair a ≤ b [count, pairs, D]."""
     a, b = torch.triu_indices(values.shape[1], values.shape[1])

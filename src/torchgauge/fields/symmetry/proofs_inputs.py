@@ -53,8 +53,8 @@ def _linear(
         if change.kind is not Kind.SPECIAL_ORTHOGONAL or d < 2:
             return None
         alike = bool((variance == variance[:, :1]).all()) and bool((fourth == fourth[:, :1]).all())
-        terms = fourth[:, 0][second]
-        one_sign = bool((terms >= 0).all()) or bool((terms <= 0).all())
+        terms, every = fourth[:, 0][second], fourth[:, 0]
+        one_sign = bool((every >= 0).all()) or bool((every <= 0).all())
         if alike and one_sign and bool((terms != 0).any()):
             return (
                 "at x = 0, E (D_n² f)² contains κ4(W) Σ_a n_a⁴ E Σ_j (F''_jj)² with "

@@ -162,9 +162,9 @@ def _kurtosis(r: Readout) -> str | None:
     if not alike or bool((r.b_mean != 0).any()) or len(r.b_mean) < 2:
         return None
     for i in range(len(r.b_mean)):
-        terms = torch.cat([r.fourth[i][r.alive], r.b_fourth[i : i + 1]])
+        terms = torch.cat([r.fourth[i], r.b_fourth[i : i + 1]])
         one_sign = bool((terms >= 0).all()) or bool((terms <= 0).all())
-        if one_sign and bool((terms != 0).any()):
+        if one_sign and bool((torch.cat([r.fourth[i][r.alive], r.b_fourth[i : i + 1]]) != 0).any()):
             named = [(f"κ4(W) = {r.fourth[i].max():.3g}", r.fourth[i]), (f"κ4(b) = {r.b_fourth[i]:.3g}", r.b_fourth[i])]
             found = " and ".join(text for text, value in named if bool((value != 0).any()))
             return (
@@ -200,8 +200,8 @@ def _refute_complex(
         return None
     if not torch.allclose(av, bv, 1e-13, 0) or not torch.allclose(cv, dv, 1e-13, 0):
         return None
-    terms = torch.cat([a4[features[0]], c4])
-    if bool((terms != 0).any()) and (bool((terms >= 0).all()) or bool((terms <= 0).all())):
+    terms, seen = torch.cat([a4, c4]), torch.cat([a4[features[0]], c4])
+    if bool((seen != 0).any()) and (bool((terms >= 0).all()) or bool((terms <= 0).all())):
         return (
             "with A, B the parts of f_1, E A⁴ − 3 E A² B² = Σ_j κ4(Re W_1j) E h_j⁴ + κ4(Re b_1) ≠ 0 "
             f"(κ4 = {terms.abs().max():.3g}): the phase diag(e^iα, e^−iα, 1, …) changes E A⁴"

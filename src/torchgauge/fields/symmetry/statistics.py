@@ -13,7 +13,7 @@ from torch import Tensor
 from torchgauge.errors import InputError
 from torchgauge.fields.ensemble import Ensemble
 from torchgauge.fields.laws import Kind
-from torchgauge.fields.symmetry.projections import Features, compressed, differences, projected
+from torchgauge.fields.symmetry.projections import Features, compressed, differences, projected, silenced
 from torchgauge.fields.symmetry.transformations import Transformation, transformation
 
 MOST = 48
@@ -117,7 +117,7 @@ def test_outputs(
     """The same test of a transformation of outputs, or of any vectors, from independent draws.
 
     Args:
-        values: [count, points, D]; for readout weights W of stacked networks [count, D, N] give W.mT.
+        values: [count, points, ..., D]; for readout weights W of stacked networks [count, D, N] give W.mT.
         change: a transformation of outputs, or its name.
         alpha: see `test_symmetry`; likewise the rest.
         effect: see `test_symmetry`.
@@ -128,6 +128,7 @@ def test_outputs(
         InputError: see `test_symmetry`.
     """
     change = transformation(change)
+    values = values.flatten(1, -2)
     if change.side != "outputs":
         raise InputError(f"{change} acts on inputs", "test_outputs", "Use test_symmetry with an ensemble.")
     if change.kind is Kind.SPECIAL_UNITARY and not values.is_complex():
@@ -138,7 +139,8 @@ def test_outputs(
     if change.trivial(values.shape[-1]):
         return SymmetryTest(change, 1.0, 1.0, effect, 0.0, alpha, len(values), {})
     values = compressed(values) if bounded else values
-    return _judge(projected(values, change.kind, orders), change, len(values), alpha, effect)
+    features = projected(values, change.kind, orders)
+    return _judge(silenced(features, values), change, len(values), alpha, effect)
 
 
 for _function in (test_symmetry, test_outputs):
@@ -164,8 +166,8 @@ def _moved(
         images = [points @ e.to(points.dtype).mT for e in elements]
     values = ensemble.outputs(torch.cat([points, *images]), count, seed=seed)
     values = compressed(values) if bounded else values
-    blocks = values.unflatten(1, (len(images) + 1, len(points)))
-    return differences(blocks[:, 0], blocks[:, 1:], orders)
+    blocks = values.unflatten(1, (len(images) + 1, len(points))).flatten(2, -2)
+    return silenced(differences(blocks[:, 0], blocks[:, 1:], orders), values)
 
 
 def _judge(features: Features, change: Transformation, count: int, alpha: float, effect: float) -> SymmetryTest:

@@ -139,7 +139,7 @@ class _Judge:
         if change.kind is Kind.SPECIAL_UNITARY:
             return Absorption(obstacle="the outputs are real")
         if self._probe is None:
-            module = real_module(self.ensemble)
+            module = real_module(self.ensemble, self.traced.points)
             self._probe = probe(module, self.traced.points, self.sides["outputs"])
         return self._probe.absorb(change)
 
