@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from numpy.polynomial import Legendre
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
 from torchgauge.errors import InputError
 from torchgauge.ode.errors import FieldError, SolverError
+from torchgauge.ode.factored import DYSON4, DYSON6
 from torchgauge.ode.fields import LinearField
 from torchgauge.ode.paths import Sampled
 from torchgauge.ode.products import ordered_products, prefix_products
 from torchgauge.ode.runge_kutta import RK4, RK6, RK8
 from torchgauge.ode.runge_kutta_kernel import propagate_plainly
 from torchgauge.ode.wilson import METHODS, WilsonLines, wilson
-from torchgauge.ode.wilson_mesh import even, sample
+from torchgauge.ode.wilson_grid import even, sample
 from torchgauge.ode.wilson_source import Edges, EdgesError, Source
 
 F64 = torch.float64
@@ -192,6 +195,61 @@ def test_order_conditions(method):
     assert worst[method.order + 1] > 1e-6
 
 
+@pytest.mark.parametrize("method", [DYSON4, DYSON6], ids=lambda method: method.name)
+def test_words_of_factored_series(method):
+    """Every word in the moments of w up to the order has the coefficient of the Dyson series, and a longer one has not.
+
+    A polynomial in non-commuting letters is a dict from words to numbers; letter k has the weight k + 1.
+    """
+    table, most = method.table, method.order + 1
+    nodes = 2 * torch.tensor(method.nodes, dtype=F64) - 1
+    letters = range(min(len(nodes), most))
+    legendre = [torch.from_numpy(Legendre.basis(k)(nodes.numpy())) for k in letters]  # P_k at the nodes
+    forms = [{(k,): float(torch.tensor(row, dtype=F64) @ legendre[k]) for k in letters} for row in table.forms]
+
+    def plus(a, b, factor=1.0):
+        return {word: a.get(word, 0.0) + factor * b.get(word, 0.0) for word in {*a, *b}}
+
+    def times(a, b):
+        result = {}
+        for (u, x), (v, y) in itertools.product(a.items(), b.items()):
+            if sum(u + v) + len(u + v) <= most:
+                result[u + v] = result.get(u + v, 0.0) + x * y
+        return result
+
+    products, series = [], forms[-1]
+    for i in range(table.products):
+        left, right = forms[2 * i], forms[2 * i + 1]
+        for j, product in enumerate(products):
+            left = plus(left, product, table.left[i][j] if table.left[i] else 0.0)
+            right = plus(right, product, table.right[i][j] if table.right[i] else 0.0)
+        products.append(times(left, right))
+        series = plus(series, products[-1])
+
+    def dyson(word):
+        """∫ over 1 > τ_1 > τ_2 > ... > −1 of ∏ P_k(τ) dτ/2."""
+        inner = Legendre([1.0])
+        for k in reversed(word):
+            inner = (Legendre.basis(k) * inner).integ(lbnd=-1) / 2
+        return inner(1.0)
+
+    words = [w for n in range(1, most + 1) for w in itertools.product(letters, repeat=n) if sum(w) + n <= most]
+    gaps = {word: abs(series.get(word, 0.0) - dyson(word)) for word in words}
+    assert max(gap for word, gap in gaps.items() if sum(word) + len(word) <= method.order) < 1e-14
+    assert max(gaps.values()) > 1e-6
+
+
+def test_a_factored_series_has_a_fraction_of_the_error_for_as_many_products():
+    w, edges = Smooth(24), torch.linspace(0, 1, 33, dtype=F64)
+    exact = wilson(w, edges).layers
+
+    def error(method):
+        return float((wilson(w, edges, slices=1, method=method).layers - exact).abs().max())
+
+    assert DYSON4.products == RK4.products and error("dyson4") < error("rk4") / 20
+    assert DYSON6.products == RK6.products and error("dyson6") < error("rk6") / 10
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_converge_with_their_order(method):
     w = Smooth(5)
@@ -212,10 +270,11 @@ def test_slices_of_unequal_length(d):
     samples = sample(Source(w, None, edges), mesh, edges, RK8.nodes)
     steps = mesh.steps(edges)
     close(RK8.propagators(samples, steps), propagate_plainly(RK8.tableau, samples, steps), 1e-14)
-    lines = wilson(w, EDGES, slices=[3, 2, 5, 4])
-    assert lines.slices == (3, 2, 5, 4)
-    for n, count in enumerate(lines.slices):
-        close(lines.layers[n], wilson(w, EDGES[n : n + 2], slices=count).total, 1e-14)
+    for method in ("rk8", "dyson4", "dyson6"):
+        lines = wilson(w, EDGES, slices=[3, 2, 5, 4], method=method)
+        assert lines.slices == (3, 2, 5, 4)
+        for n, count in enumerate(lines.slices):
+            close(lines.layers[n], wilson(w, EDGES[n : n + 2], slices=count, method=method).total, 1e-14)
 
 
 def test_wide_matrices_are_taken_by_columns():
@@ -278,9 +337,42 @@ def test_the_mesh_follows_the_field():
 
 def test_many_short_layers_take_a_cheaper_method():
     lines = wilson(Smooth(20, scale=0.1), torch.linspace(0, 1, 65, dtype=F64), tolerance=1e-5)
-    assert lines.method in ("rk4", "rk6") and set(lines.slices) == {1}
+    assert lines.method == "dyson4" and set(lines.slices) == {1}
     exact = wilson(Smooth(20, scale=0.1), lines.edges)
     assert float((lines.layers - exact.layers).flatten(1).norm(dim=1).max()) / 20**0.5 < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
+def test_single_slices_of_layers_are_judged_by_a_better_method(scale):
+    """One slice of a layer is taken where that meets the tolerance, and not where it does not."""
+    w, edges = Smooth(20, scale=scale), torch.linspace(0, 1, 33, dtype=F64)
+    exact, methods = wilson(w, edges, tolerance=1e-13).layers, set()
+    for tolerance in (1e-4, 1e-6, 1e-8, 1e-10):
+        lines = wilson(w, edges, tolerance=tolerance)
+        error = (lines.layers - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        assert float(error.max()) < tolerance and lines.error < tolerance
+        methods.add(lines.method)
+    assert methods == {0.1: {"dyson4", "dyson6"}, 1.0: {"dyson4", "dyson6", "rk8"}, 6.0: {"dyson6", "rk8"}}[scale]
+
+
+def test_what_is_kept_between_calls_cannot_be_changed_from_outside():
+    def spoiled(t):
+        t = t.mul_(2)  # in place
+        return t[:, None, None].cos() * torch.ones(1, 2, 2, dtype=F64)
+
+    first = wilson(spoiled, [0.0, 1.0], slices=3).total
+    close(wilson(spoiled, [0.0, 1.0], slices=3).total, first, 1e-15)
+
+
+def test_w_is_called_once_where_that_is_enough():
+    calls = []
+
+    def counted(t):
+        calls.append(len(t))
+        return Smooth(3)(t)
+
+    wilson(counted, [0.0, 1.0], slices=4)
+    assert calls == [17]
 
 
 def test_jumps_are_allowed_at_edges():

@@ -9,7 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from tests.ode.test_wilson import EDGES, F64, Net, Smooth, close
 from torchgauge.errors import InputError
-from torchgauge.ode import runge_kutta_kernel
+from torchgauge.ode import factored_kernel, runge_kutta_kernel
+from torchgauge.ode.factored import DYSON4, DYSON6
 from torchgauge.ode.magnus_exponential import exponential
 from torchgauge.ode.products import ordered_products
 from torchgauge.ode.runge_kutta import RK8
@@ -48,7 +49,7 @@ def test_gradcheck_of_adaptive_affine_batches():
 
 def test_second_derivatives():
     w, table = table_of(2)
-    for method in ("rk8", "magnus6"):
+    for method in ("rk8", "dyson6", "magnus6"):
         line = lambda table: wilson(with_table(w, table), [0.0, 1.0], slices=3, method=method).total  # noqa: B023, E731
         assert gradgradcheck(line, table)
 
@@ -81,6 +82,26 @@ def test_the_written_reverse_pass_equals_automatic_differentiation(monkeypatch, 
         lines = RK8.propagators(Samples(values, offsets, n), steps)
         close(lines.detach(), plain.detach(), 1e-13)
         close(torch.autograd.grad((lines * readout).sum(), values)[0], expected, 1e-12)
+
+
+@pytest.mark.parametrize("method", [DYSON4, DYSON6], ids=lambda method: method.name)
+@pytest.mark.parametrize("d", [3, 70])
+@pytest.mark.parametrize("steps", [[0.1] * 6, [0.1, 0.2, 0.05, 0.05, 0.1, 0.3]])
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_reverse_pass_of_factored_series(monkeypatch, method, d, steps, apart):
+    generator = torch.Generator().manual_seed(0)
+    n, q, steps = len(steps), len(method.nodes), torch.tensor(steps, dtype=F64)
+    offsets = tuple(range(0, n * q, n)) if apart else tuple(range(q))  # nodes may share samples
+    count = n * q if apart else n + q - 1
+    values = torch.randn(count, 1, d, d, dtype=F64, generator=generator).div_(d**0.5).requires_grad_()
+    samples, readout = Samples(values, offsets, n), torch.randn(n, 1, d, d, dtype=F64, generator=generator)
+    plain = factored_kernel.propagate_plainly(method.table, samples, steps)
+    expected = torch.autograd.grad((plain * readout).sum(), values)[0]
+    for bytes_kept in (1 << 28, 0):
+        monkeypatch.setattr(factored_kernel, "KEEP_BYTES", bytes_kept)
+        lines = method.propagators(samples, steps)
+        close(lines.detach(), plain.detach(), 1e-14)
+        close(torch.autograd.grad((lines * readout).sum(), values)[0], expected, 1e-13)
 
 
 @pytest.mark.parametrize("counts", [[5], [2, 2, 2], [3, 1, 1]])

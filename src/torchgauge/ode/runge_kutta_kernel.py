@@ -7,19 +7,18 @@ memory traffic, so slices are taken in chunks whose buffer stays in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchgauge.ode.wilson_base import Samples, column
+from torchgauge.ode.wilson_chunks import Chunk, chunks, workspace
 
-CACHE_BYTES = 2_400_000  # for the samples and buffers of one chunk, so that the buffers stay in a level-2 cache
 SMALL_BYTES = 1 << 16  # up to this, adding an identity costs less than writing on a diagonal
 WIDE = 256  # matrices this wide are taken half by half, column by column
 KEEP_BYTES = 1 << 28  # above this much, the reverse pass computes the stages again
@@ -71,57 +70,11 @@ def _span(values: Sequence[float]) -> tuple[int, tuple[float, ...]]:
     return (0, ()) if not used else (used[0], tuple(values[used[0] : used[-1] + 1]))
 
 
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Consecutive slices as one batch.
-
-    Attributes:
-        slices: their range.
-        batch: the range of their matrices, which count slices times fields.
-        step: the length that all of them have, or 1 where lengths differ:
-        steps: then their lengths, [n, 1, 1].
-    """
-
-    slices: slice
-    batch: slice
-    step: float
-    steps: Tensor | None
-
-    def of(self, nodes: list[Tensor]) -> list[Tensor]:
-        """The part of every node's samples."""
-        if self.batch.stop - self.batch.start == len(nodes[0]):
-            return nodes
-        return [node[self.batch] for node in nodes]
-
-
 def _nodes(samples: Samples, count: int) -> list[Tensor]:
     """w at every node, [slices · fields, d, d]."""
     fields = samples.values.shape[1]
     flat, n = samples.values.flatten(0, 1), samples.count * fields
     return [flat[k * fields : k * fields + n] for k in samples.offsets[:count]]
-
-
-def _chunks(samples: Samples, steps: Tensor, arrays: int) -> Iterator[_Chunk]:
-    """Cuts the slices, on a processor so that `arrays` matrices for every slice of a chunk fit the cache."""
-    _, fields, d, _ = samples.values.shape
-    parts = 1
-    if samples.values.device.type == "cpu":
-        matrix = fields * d * d * samples.values.element_size()
-        parts = -(-samples.count // max(1, CACHE_BYTES // max(1, arrays * matrix)))
-    lengths = steps.detach().numpy()
-    even = _alike(lengths)
-    for k in range(parts):
-        start, stop = samples.count * k // parts, samples.count * (k + 1) // parts
-        part, own = lengths[start:stop], None
-        if not even and not _alike(part):
-            own = column(torch.from_numpy(part), samples.values).expand(-1, fields, 1, 1).reshape(-1, 1, 1)
-        batch = slice(start * fields, stop * fields)
-        yield _Chunk(slice(start, stop), batch, float(part[0]) if own is None else 1.0, own)
-
-
-def _alike(lengths: np.ndarray) -> bool:
-    """Whether lengths are equal, to the rounding of the times between them."""
-    return lengths.max() - lengths.min() <= 3e-14 * abs(lengths[0])
 
 
 Spans = list[tuple[int, int, Tensor]]
@@ -176,7 +129,7 @@ class _Stages:
             self.ones = [state[:, left : left + c].diagonal(dim1=1, dim2=2) for state in self.states]
         self.left = left
 
-    def run(self, w: list[Tensor], chunk: _Chunk, left: int = 0) -> Tensor:
+    def run(self, w: list[Tensor], chunk: Chunk, left: int = 0) -> Tensor:
         """Runs the stages for the columns left..left + c of the identity.
 
         Args:
@@ -223,16 +176,16 @@ def _forward(tableau: Tableau, samples: Samples, steps: Tensor, keep: bool) -> t
     flat, nodes, kept = result.flatten(0, 1), _nodes(samples, len(tableau.nodes)), []
     small = result.numel() * result.element_size() <= SMALL_BYTES and values.device.type == "cpu"
     if small and not keep and type(values) is Tensor:
-        (chunk,) = _chunks(samples, steps, 0)
+        (chunk,) = chunks(samples, steps, 0)
         key = (tableau, len(flat), d, values.dtype, get_ident(), torch.is_inference_mode_enabled())
         flat.copy_(_small_stages(*key).run(nodes, chunk))
         return result, kept
     width = d if keep or values.device.type != "cpu" or d < WIDE else WIDE // 2
     buffers: dict[tuple[int, int], _Stages] = {}
-    chunks = [*_chunks(samples, steps, tableau.stages + 6)]
-    most = max(chunk.batch.stop - chunk.batch.start for chunk in chunks)
-    store = values.new_empty((tableau.stages + 1) * most * d * width)  # the same for all, so that it stays in the cache
-    for chunk in chunks:
+    parts = [*chunks(samples, steps, tableau.stages + 6)]
+    most = max(chunk.batch.stop - chunk.batch.start for chunk in parts)
+    store = workspace((tableau.stages + 1) * most * d * width, values)  # the same for all, and so in the cache
+    for chunk in parts:
         w, out = chunk.of(nodes), flat[chunk.batch]
         n = len(out)
         if keep:
@@ -258,7 +211,7 @@ def _backward(tableau: Tableau, samples: Samples, steps: Tensor, kept: list[Tens
     sums = _nodes(Samples(result, samples.offsets, samples.count), len(nodes))
     columns = _coefficients(tableau, values.dtype, values.device)[1]
     grad = grad.flatten(0, 1)
-    for index, chunk in enumerate(_chunks(samples, steps, s + 6)):
+    for index, chunk in enumerate(chunks(samples, steps, s + 6)):
         w, total, g = chunk.of(nodes), chunk.of(sums), grad[chunk.batch]
         n = len(g)
         if kept:
@@ -331,7 +284,7 @@ def transport(tableau: Tableau, samples: Samples, steps: Tensor, vectors: Tensor
     """The lines of the slices applied to vectors [N, fields, d, r]; a product costs d² r here."""
     n, r = vectors.shape[:2].numel(), vectors.shape[-1]
     start = vectors.mT.reshape(-1)  # as rows: of few vectors, products with rows are faster
-    chunk = next(_chunks(samples, steps, 0))
+    chunk = next(chunks(samples, steps, 0))
     w = [node.mT for node in _nodes(samples, len(tableau.nodes))]
     k, y = start.new_empty(tableau.stages, len(start)), torch.empty_like(start)
     rows = _coefficients(tableau, start.dtype, start.device)[0]

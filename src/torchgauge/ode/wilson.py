@@ -12,20 +12,24 @@ from torch import Tensor
 
 from torchgauge.errors import InputError
 from torchgauge.ode.calculus import Path
+from torchgauge.ode.factored import DYSON4, DYSON6
 from torchgauge.ode.fields import LinearField
 from torchgauge.ode.magnus import Magnus4, Magnus6
 from torchgauge.ode.magnus_free import CommutatorFree4
 from torchgauge.ode.products import ordered_products, prefix_products
 from torchgauge.ode.runge_kutta import RK4, RK6, RK8
 from torchgauge.ode.wilson_base import Method, transformed
-from torchgauge.ode.wilson_mesh import SMALL, Mesh, block, even, explain, plan, promising, sample
+from torchgauge.ode.wilson_grid import W_BYTES, Mesh, block, even, grid, sample
+from torchgauge.ode.wilson_mesh import SMALL, explain, plan, single
 from torchgauge.ode.wilson_source import Edges, Source
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (RK4, RK6, RK8, Magnus4(), Magnus6(), CommutatorFree4())
+    method.name: method for method in (RK4, RK6, RK8, DYSON4, DYSON6, Magnus4(), Magnus6(), CommutatorFree4())
 }
 
 
+FIRST_TIMES = 96  # up to this many, all times at which w is wanted serve to find out what it returns
+_size = [0]  # bytes of w at one time in the last call, a guess for the next
 MANY_LAYERS = 6  # of more, each may be so short that a method of lower order does
 
 
@@ -99,8 +103,8 @@ def wilson(
         tolerance: for each layer, the rms error of a transported random unit vector, relative where the line grows.
             Errors are estimated, not bounded. By default eps^(4/5) of w's dtype, 3e-13 in float64.
         slices: fixed number of slices of each layer, instead of a tolerance.
-        method: "rk8", "rk6", "rk4", "magnus6", "magnus4", "free4", or a `Method`. "auto" is rk8, or with many layers a
-            cheaper one for which one slice of each is enough.
+        method: "rk8", "rk6", "rk4", "dyson6", "dyson4", "magnus6", "magnus4", "free4", or a `Method`. "auto" is rk8, or
+            with many layers a cheaper one for which one slice of each is enough.
         group_preserving: choose a method that keeps lines in the group, such as SO(d) for antisymmetric w, to rounding.
         reverse: take the edges from last to first: inverse lines, the last layer's first.
         max_slices: where the search for a mesh gives up.
@@ -115,9 +119,9 @@ def wilson(
         SolverError: a tolerance out of reach.
     """
     ends = Edges.of(edges, reverse)
-    source = Source(w, b, ends)
     chosen = _method(method, group_preserving)
     if slices is None:
+        source = Source(w, b, ends)
         if transformed():
             remedy = "Pass slices=..., a fixed number for each layer."
             raise InputError("a mesh cannot be chosen inside a transformation of torch.func", "tolerance", remedy)
@@ -130,6 +134,10 @@ def wilson(
         if tolerance is not None:
             raise InputError("a tolerance and a number of slices cannot both be met", "slices", "Pass one of the two.")
         mesh, factors = even(_counts(slices, len(ends) - 1)), None
+        times = len(mesh) * len(chosen.nodes)
+        at_once = ends.kept and not transformed() and times <= FIRST_TIMES and times * _size[0] <= W_BYTES
+        source = Source(w, b, ends, (lambda eps: grid(eps, mesh, ends, chosen.nodes)[0]) if at_once else None)
+        _size[0] = source.matrices
     if factors is None:
         factors = _propagate(chosen, source, mesh, ends)
     layers = ordered_products(factors, mesh.counts)
@@ -175,13 +183,12 @@ def _counts(slices: int | Sequence[int], layers: int) -> list[int]:
 def _planned(
     method: Method, free: bool, source: Source, edges: Edges, tolerance: float, most: int
 ) -> tuple[Method, Mesh, Tensor | None]:
-    """The mesh; where the method is free, that of a cheaper one if short slices of it are enough for many layers."""
+    """The mesh; where the method is free, one slice of a cheaper one if that is enough for many layers."""
     if free and method is RK8 and len(edges) > MANY_LAYERS and source.size > SMALL:
-        for cheaper in (RK4, RK6):
-            if promising(cheaper, source, edges, tolerance):
-                mesh, lines = plan(cheaper, source, edges, tolerance, most)
-                if (cheaper.products + 1) * len(mesh) <= (RK8.products + 1) * len(mesh.counts):
-                    return cheaper, mesh, lines
+        for cheaper, judge in ((DYSON4, RK6), (DYSON6, RK8)):
+            found = single(cheaper, judge, source, edges, tolerance)
+            if found is not None:
+                return cheaper, *found
     return method, *plan(method, source, edges, tolerance, most)
 
 

@@ -7,8 +7,7 @@ e n^{-p} when cut into n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from heapq import heapify, heapreplace
 from itertools import groupby, pairwise
 from math import ceil, isfinite
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from torchgauge.ode.errors import FieldError, SolverError
 from torchgauge.ode.wilson_base import Method, Samples
+from torchgauge.ode.wilson_grid import Mesh, block, cut, sample, times_at
 from torchgauge.ode.wilson_source import Edges, Source
 
 PIECES = 6  # with which the search begins
@@ -29,91 +29,8 @@ SAFETY = 0.5  # of the tolerance is what estimates may use up
 PROBES = 2  # random vectors for every piece
 SMALL = 16  # matrices up to this size cost less than the calls that make them,
 MOST_PIECES = 64  # so the search begins with many pieces, up to this, and its lines are kept
-W_BYTES = 1 << 24  # of w in one call on a processor; larger blocks go back to the system with every free
-W_BYTES_ELSEWHERE = 1 << 30
 
 Piece = tuple[int, float, float]  # a part of a layer: its number, and where it starts and ends as fractions
-
-
-@dataclass(frozen=True, eq=False)
-class Mesh:
-    """Slices in the order of time.
-
-    Attributes:
-        layer: the layer of each slice, [N].
-        left, right: where it starts and ends, as fractions of its layer, [N].
-        counts: slices of each layer.
-        error: estimate of the largest error of a layer, NaN where none was made.
-    """
-
-    layer: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
-    counts: tuple[int, ...]
-    error: float = float("nan")
-
-    def __len__(self) -> int:
-        return len(self.layer)
-
-    def part(self, start: int, stop: int) -> Mesh:
-        """The slices start..stop; counts are those of the whole."""
-        if stop - start == len(self):
-            return self
-        return Mesh(self.layer[start:stop], self.left[start:stop], self.right[start:stop], self.counts)
-
-    def steps(self, edges: Edges) -> Tensor:
-        """Lengths of the slices, [N] float64, differentiable in the edges."""
-        return edges.lengths(self.layer, self.right - self.left)
-
-
-def even(counts: Sequence[int]) -> Mesh:
-    """Equal slices in every layer."""
-    if len(counts) == 1:
-        ends = np.linspace(0.0, 1.0, counts[0] + 1)
-        return Mesh(np.zeros(counts[0], int), ends[:-1], ends[1:], (counts[0],))
-    return _cut([(n, 0.0, 1.0, count) for n, count in enumerate(counts)])
-
-
-def _cut(pieces: Sequence[tuple[int, float, float, int]], error: float = float("nan")) -> Mesh:
-    """Pieces (layer, left, right, slices) cut evenly."""
-    layers, a, b, counts = (np.asarray(column) for column in zip(*pieces, strict=True))
-    which = np.repeat(np.arange(len(pieces)), counts)
-    k = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = ((b - a) / counts)[which]
-    left = a[which] + k * width
-    right = np.where(k + 1 == counts[which], b[which], left + width)
-    totals = np.bincount(layers, weights=counts).astype(int)
-    return Mesh(layers[which], left, right, tuple(totals.tolist()), error)
-
-
-def sample(source: Source, mesh: Mesh, edges: Edges, nodes: Sequence[float], share: bool = True) -> Samples:
-    """w at the nodes of every slice.
-
-    Slices of one layer share the nodes at their common ends. At the ends of a layer w is read from inside, so that it
-    may jump there.
-    """
-    n, width = len(mesh), mesh.right - mesh.left
-    if share and n > 1 and nodes[0] == 0 and nodes[-1] == 1 and mesh.layer[0] == mesh.layer[-1]:
-        fractions = [mesh.left, mesh.right[-1:], *(mesh.left + c * width for c in nodes[1:-1])]
-        layers = np.full(n * (len(nodes) - 1) + 1, mesh.layer[0])
-        offsets = (0, *(n * j + 1 for j in range(1, len(nodes) - 1)), 1)
-    else:
-        fractions = [mesh.left + c * width for c in nodes]
-        layers = np.tile(mesh.layer, len(nodes))
-        offsets = tuple(n * j for j in range(len(nodes)))
-    return Samples(source.sample(_times(source, edges, layers, np.concatenate(fractions))), offsets, n)
-
-
-def _times(source: Source, edges: Edges, layers: np.ndarray, fractions: np.ndarray) -> Tensor:
-    """Times at fractions of layers, a few roundings inside of their ends."""
-    size = np.maximum(np.abs(edges.values[1:]), np.abs(edges.values[:-1])) / np.abs(np.diff(edges.values))
-    margin = np.minimum(2 * source.eps * (1 + size), 0.01)[layers]
-    return edges.at(layers, np.clip(fractions, margin, 1 - margin))
-
-
-def block(source: Source, nodes: int) -> int:
-    """How many slices' samples are taken in one call of w."""
-    return max(1, (W_BYTES if source.device.type == "cpu" else W_BYTES_ELSEWHERE) // (source.matrices * nodes))
 
 
 @torch.no_grad()
@@ -146,7 +63,7 @@ def plan(method: Method, source: Source, edges: Edges, tolerance: float, most: i
             halved = [error * 2.0 ** (-method.order * good) for error, good in zip(errors, trusted, strict=True)]
             worst = float(np.bincount([n for n, *_ in pieces], weights=halved).max())
             if worst <= tolerance:
-                return _cut([(*piece, 2) for piece in pieces], worst), halves
+                return cut([(*piece, 2) for piece in pieces], worst), halves
         first = False
         again = []
         for piece, error, good in zip(pieces, errors, trusted, strict=True):
@@ -168,12 +85,60 @@ def plan(method: Method, source: Source, edges: Edges, tolerance: float, most: i
 
 
 @torch.no_grad()
-def promising(method: Method, source: Source, edges: Edges, tolerance: float) -> bool:
-    """Whether a few of the layers meet the tolerance with one slice."""
-    layers = len(edges) - 1
-    pieces = [(n, 0.0, 1.0) for n in range(0, layers, -(-layers // 4))]
-    errors, _ = _doubled(method, source, edges, pieces, keep=False)
-    return max(errors) <= tolerance
+def single(method: Method, judge: Method, source: Source, edges: Edges, tolerance: float) -> tuple[Mesh, Tensor] | None:
+    """One slice for each layer, if that is enough: the lines are compared with what a better method makes of vectors.
+
+    Args:
+        method: the integrator.
+        judge: an integrator of higher order that can transport vectors.
+        source, edges, tolerance: as for `plan`.
+
+    Returns:
+        The mesh and the lines, without a gradient; None where a layer needs more, of which a few are asked first.
+    """
+    if source.knots:
+        return None
+    tolerance, layers = SAFETY * tolerance, len(edges) - 1
+    mesh = Mesh(np.arange(layers), np.zeros(layers), np.ones(layers), (1,) * layers)
+    few = mesh.layer[:: -(-layers // 4)]
+    trial = Mesh(few, mesh.left[few], mesh.right[few], (1,) * len(few))
+    if max(_judged(method, judge, source, edges, trial)[0]) > tolerance:
+        return None
+    errors, lines = _judged(method, judge, source, edges, mesh)
+    worst = max(errors)
+    return (replace(mesh, error=worst), lines) if worst <= tolerance else None
+
+
+def _judged(method: Method, judge: Method, source: Source, edges: Edges, mesh: Mesh) -> tuple[list[float], Tensor]:
+    """For every slice the rms error on random unit vectors, by comparison with a better method; and the lines."""
+    generator = torch.Generator().manual_seed(0)
+    errors, lines, length = [], [], block(source, len(method.nodes) + len(judge.nodes))
+    for first in range(0, len(mesh), length):
+        part = mesh.part(first, min(first + length, len(mesh)))
+        steps = part.steps(edges)
+        lines.append(method.propagators(sample(source, part, edges, method.nodes, share=False), steps))
+        v = _probes(source, len(part), generator)
+        fine = judge.transport(sample(source, part, edges, judge.nodes, share=False), steps, v)
+        if fine is None:
+            raise TypeError(f"{judge.name} transports no vectors")
+        errors += _relative(lines[-1] @ v, fine, (source.size * PROBES) ** 0.5)
+        if not isfinite(sum(errors)):
+            k = next(k for k, value in enumerate(errors) if not isfinite(value))
+            explain(source, mesh.part(k, k + 1), edges, (*method.nodes, *judge.nodes))
+    return errors, torch.cat(lines) if len(lines) > 1 else lines[0]
+
+
+def _probes(source: Source, pieces: int, generator: torch.Generator) -> Tensor:
+    """Random vectors for every piece, [pieces, fields, size, PROBES]."""
+    fields = max(1, source.batch.numel())
+    v = torch.randn(pieces, fields, source.size, PROBES, generator=generator, dtype=torch.float64)
+    return v.to(source.device, source.dtype)
+
+
+def _relative(rough: Tensor, fine: Tensor, unit: float) -> list[float]:
+    """Errors of transported vectors or lines, for every piece the largest of all fields."""
+    size = torch.linalg.vector_norm(fine, dim=(-2, -1)).clamp(min=unit)
+    return (torch.linalg.vector_norm(rough - fine, dim=(-2, -1)) / size).amax(-1).tolist()
 
 
 def _unevenness(edges: Edges, pieces: list[Piece], errors: list[float], order: int) -> list[float]:
@@ -215,7 +180,7 @@ def _doubled(
     generator = torch.Generator().manual_seed(0)
     errors, lines, length = [], [], block(source, 3 * len(method.nodes))
     for first in range(0, len(pieces), length):
-        part = _cut([(*piece, 1) for piece in pieces[first : first + length]])
+        part = cut([(*piece, 1) for piece in pieces[first : first + length]])
         moved = None if source.size <= SMALL else _transported(method, source, part, edges, generator)
         if moved is None:
             whole, halves = _lines(method, source, part, edges)
@@ -225,8 +190,7 @@ def _doubled(
         else:
             whole, fine = moved
             unit = (source.size * PROBES) ** 0.5
-        size = torch.linalg.vector_norm(fine, dim=(-2, -1)).clamp(min=unit)
-        error = (torch.linalg.vector_norm(whole - fine, dim=(-2, -1)) / size).amax(-1).tolist()
+        error = _relative(whole, fine, unit)
         if not all(map(isfinite, error)):
             k = next(k for k, value in enumerate(error) if not isfinite(value))
             explain(source, part.part(k, k + 1), edges, (*method.nodes, *(c / 2 for c in method.nodes)))
@@ -238,9 +202,7 @@ def _transported(
     method: Method, source: Source, part: Mesh, edges: Edges, generator: torch.Generator
 ) -> tuple[Tensor, Tensor] | None:
     """Random vectors after one step and after two half steps, where that costs less than lines."""
-    fields = max(1, source.batch.numel())
-    v = torch.randn(len(part), fields, source.size, PROBES, generator=generator, dtype=torch.float64)
-    v = v.to(source.device, source.dtype)
+    v = _probes(source, len(part), generator)
     rows = [[*method.nodes], [c / 2 for c in method.nodes], [0.5 + c / 2 for c in method.nodes]]
     union = sorted({round(c, 14) for row in rows for c in row})
     samples = sample(source, part, edges, tuple(union))
@@ -269,7 +231,7 @@ def _lines(method: Method, source: Source, part: Mesh, edges: Edges) -> tuple[Te
 def explain(source: Source, mesh: Mesh, edges: Edges, nodes: tuple[float, ...]) -> None:
     """Raises the error that says why the line over some slices is not finite."""
     fractions = np.concatenate([mesh.left + c * (mesh.right - mesh.left) for c in nodes])
-    times = _times(source, edges, np.tile(mesh.layer, len(nodes)), fractions).sort().values
+    times = times_at(source.eps, edges, np.tile(mesh.layer, len(nodes)), fractions).sort().values
     bad = (~source.sample(times).flatten(1).isfinite().all(1)).nonzero()
     if len(bad):
         t = float(times[int(bad[0])])
@@ -296,7 +258,7 @@ def _distribute(done: list[tuple[Piece, float]], tolerance: float, order: int, s
         counts = _share([error for _, error in units], tolerance, order)
         worst = max(worst, sum(error * k**-order for (_, error), k in zip(units, counts, strict=True)))
         result += [(*piece, count) for (piece, _), count in zip(units, counts, strict=True)]
-    return _cut(result, worst)
+    return cut(result, worst)
 
 
 def _share(errors: list[float], tolerance: float, order: int) -> list[int]:

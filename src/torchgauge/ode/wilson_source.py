@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from typing import final
 
 import numpy as np
@@ -16,6 +18,8 @@ from torchgauge.ode.coefficients import Given
 from torchgauge.ode.errors import FieldError
 from torchgauge.ode.fields import LinearField
 from torchgauge.ode.paths import Sampled
+
+KEPT_EDGES = 65  # of up to this many edges, times are kept between calls
 
 
 class EdgesError(InputError):
@@ -30,10 +34,13 @@ class Edges:
     Attributes:
         times: [L + 1], as given.
         values: the same numbers, [L + 1] float64.
+        kept: the same as a key, by which times are kept between calls; None for many edges, and where they want a
+            gradient.
     """
 
     times: Tensor
     values: np.ndarray
+    kept: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, edges: Tensor | Sequence[float], reverse: bool = False) -> Edges:
@@ -48,16 +55,19 @@ class Edges:
         if times.ndim != 1 or len(times) < 2:
             what = f"the edges of layers must be times [L + 1] with L ≥ 1, got shape {[*times.shape]}"
             raise EdgesError(what, where, remedy)
-        values = np.asarray(times.tolist())
-        steps = values[1:] - values[:-1]
-        if not np.isfinite(values).all():
-            k = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise EdgesError(f"the edges of layers must be finite, got {values[k]}", f"edges[{k}]", remedy)
-        if not (steps * steps[0] > 0).all():
-            k = int(np.flatnonzero(~(steps * steps[0] > 0))[0])
-            what = f"the edges of layers must be in order, and {values[k + 1]} follows {values[k]}"
+        numbers = times.tolist()
+        if not all(map(isfinite, numbers)):
+            k = next(k for k, value in enumerate(numbers) if not isfinite(value))
+            raise EdgesError(f"the edges of layers must be finite, got {numbers[k]}", f"edges[{k}]", remedy)
+        sign = 1 if numbers[1] > numbers[0] else -1
+        if not all(sign * a < sign * b for a, b in pairwise(numbers)):
+            k = next(k for k, (a, b) in enumerate(pairwise(numbers)) if not sign * a < sign * b)
+            what = f"the edges of layers must be in order, and {numbers[k + 1]} follows {numbers[k]}"
             raise EdgesError(what, f"edges[{k}:{k + 2}]", remedy)
-        return cls(times.flip(0), values[::-1].copy()) if reverse else cls(times, values)
+        if reverse:
+            numbers, times = numbers[::-1], times.flip(0)
+        kept = None if times.requires_grad or len(numbers) > KEPT_EDGES else tuple(numbers)
+        return cls(times, np.asarray(numbers), kept)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -83,6 +93,7 @@ class Source:
     Args:
         w, b: as in `wilson`.
         edges: where layers meet.
+        first: from the rounding of times to times [n] that will be asked for anyway, for the first look at w.
 
     Attributes:
         size: d, or d + 1 with b.
@@ -97,7 +108,13 @@ class Source:
         FieldError: values that are no square matrices, or a b that does not fit.
     """
 
-    def __init__(self, w: LinearField | Path | Tensor, b: Path | Tensor | None, edges: Edges) -> None:
+    def __init__(
+        self,
+        w: LinearField | Path | Tensor,
+        b: Path | Tensor | None,
+        edges: Edges,
+        first: Callable[[float], Tensor] | None = None,
+    ) -> None:
         parts: list[object] = [w, b]
         if isinstance(w, LinearField):
             if b is not None:
@@ -109,9 +126,12 @@ class Source:
         self.knots = sorted({float(t) for part in parts if isinstance(part, Sampled) for t in part.times})
         self._real, self._place = _times_like(parts, edges.times)
         self.eps = torch.finfo(self._real).eps
-        first, last = edges.values[0], edges.values[-1]
-        trial = torch.tensor([first + (last - first) * u for u in (0.11, 0.37, 0.82)], dtype=torch.float64)
-        trial = self._cast(trial)
+        if first is None:
+            start, end = edges.values[0], edges.values[-1]
+            times = torch.tensor([start + (end - start) * u for u in (0.11, 0.37, 0.82)], dtype=torch.float64)
+        else:
+            times = first(self.eps)
+        trial = self._cast(times)
         if isinstance(w, LinearField):
             field = w
             self._pair = field.sample if self.affine else lambda t: (field.sample(t)[0], None)
@@ -123,6 +143,7 @@ class Source:
             value = at_w, at_b
         _check(*value, len(trial))
         self.requires_grad = any(part is not None and part.requires_grad for part in value)
+        self._seen = None if first is None else (times, value)
         self.size = value[0].shape[-1] + self.affine
         self.batch, self.dtype, self.device = value[0].shape[1:-2], value[0].dtype, value[0].device
 
@@ -137,8 +158,12 @@ class Source:
 
     def sample(self, t: Tensor) -> Tensor:
         """Matrices [n, fields, size, size] at times [n]."""
-        w, b = self._pair(self._cast(t))
-        _check(w, b, len(t))
+        seen, self._seen = self._seen, None
+        if seen is not None and torch.equal(seen[0], t):
+            w, b = seen[1]
+        else:
+            w, b = self._pair(self._cast(t))
+            _check(w, b, len(t))
         if b is not None:
             top = torch.cat([w, b.to(w.dtype)[..., None]], -1)
             w = nn.functional.pad(top, (0, 0, 0, 1))
