@@ -1,55 +1,125 @@
-"""What peers offer, each as one function: it changes a model in place or returns another, and counts what it found.
+"""What peers offer for language models and for quantisation, each as one function that changes a model.
 
-Runs in the environment of the peer; imports nothing of torchgauge.
+Runs in the environment of the peer; imports nothing of torchgauge. `peers_channels.py` has those that find channels.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-Inputs = Mapping[str, Tensor]
-Outcome = tuple[Callable[[], Any], int, list[Any]]
-"""How to call what came out, how many symmetries were used, and what they are (for a comparison)."""
+Inputs = dict[str, Tensor]
 
 
 class Refused(Exception):
     """The peer found nothing that it can use."""
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a method did.
+
+    Attributes:
+        model: what is called with the inputs now.
+        told: `symmetries`, how many places it acted at.
+        judge: of a method that gives many moves: judges each of them, given the outputs before and the tolerance.
+    """
+
+    model: Any
+    told: Mapping[str, Any]
+    judge: Callable[[Tensor, float], dict[str, Any]] | None = None
+
+
+def preload(method: str) -> None:
+    """Imports what a method needs, once, before the forks."""
+    with contextlib.suppress(ImportError):
+        match method.split()[0]:
+            case "brevitas":
+                import brevitas.graph.quantize  # noqa: F401
+            case "llm-compressor":
+                import llmcompressor.modifiers.transform  # noqa: F401
+            case "Torch-Pruning":
+                import torch_pruning  # noqa: F401
+            case "rebasin":
+                import rebasin  # noqa: F401
+
+
 # -- brevitas --------------------------------------------------------------------------------------------------
-def _graph(model: nn.Module, inputs: Inputs) -> Any:
-    """The graph module that brevitas' own entry point for language models makes."""
-    from brevitas_examples.common.dynamo_utils import patch_dynamo_export
+def _graph(model: Any, inputs: Inputs, replace_norms: bool) -> tuple[Any, tuple[type, ...]]:
+    """The graph that brevitas' own entry point for language models makes, and the classes of RMS norms in it."""
+    from brevitas_examples.common.dynamo_utils import dynamo_export_ctx, patch_dynamo_export
+    from brevitas_examples.llm.llm_quant.ln_affine_merge import rmsnorm_patch
+    from brevitas_examples.llm.llm_quant.prepare_for_quantize import make_dynamo_compatible
 
     patch_dynamo_export()
+    for config in (model.config, getattr(model.config, "text_config", None)):
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "batched_mm"  # the one that dynamo can trace
+    with torch.no_grad(), rmsnorm_patch(model, model.config, enabled=replace_norms) as patch, dynamo_export_ctx():
+        try:
+            graph, _ = torch._dynamo.export(model)(**inputs)
+        except Exception:
+            if not replace_norms:
+                raise
+            model.config.use_cache = True  # asked for, and switched off, by the wrapper
+            with make_dynamo_compatible(model) as made:
+                graph, _ = torch._dynamo.export(made.model)(**inputs)
+    return graph, patch.rmsnorm_classes
+
+
+def brevitas_rotation(model: Any, inputs: Inputs, values: bool = False) -> Done:
+    """As `brevitas_examples/llm --rotation fused_no_fx --rotation-mode ort` does; `values`: `--rotation-sdpa-regions`.
+
+    Gains of norms are merged, layer norms become RMS norms, then random orthogonal matrices are merged into weights.
+    """
+    from brevitas.graph.equalize import GraphRotationEqualization, LayerNormToRMS, MergeLnAffine, apply_rewriters
+    from brevitas_examples.llm.llm_quant.run_utils import fix_rewriter
+
+    graph, norms = _graph(model, inputs, replace_norms=True)
+    extra = {"scale_invariant_layers": norms}
     with torch.no_grad():
-        graph, _ = torch._dynamo.export(model)(**inputs)
-    return graph
+        graph = MergeLnAffine(extra_state_kwargs=extra).apply(graph)
+        graph, rewriters = LayerNormToRMS(return_rewriters=True).apply(graph)
+        for rewriter in fix_rewriter(rewriters, model, "weight"):
+            rewriter.apply(model)
+        rotation = GraphRotationEqualization(
+            full_rotation_method="ort",
+            sdpa_regions=values,
+            return_rewriters=True,
+            delay_rewriters=True,
+            extra_state_kwargs=extra,
+        )
+        graph, rewriters = rotation.apply(graph)
+        model = apply_rewriters(model, fix_rewriter(rewriters, model, "weight"), delay_rewriters=False)
+    return Done(model, {"symmetries": len(rotation.get_regions())})
 
 
-def brevitas_rotation(model: nn.Module, inputs: Inputs) -> Outcome:
-    """Layer norms become RMS norms, gains are merged, then a random orthogonal matrix rotates every region."""
-    from brevitas.graph.equalize import GraphRotationEqualization, LayerNormToRMS, MergeLnAffine
+def brevitas_equalisation(model: Any, inputs: Inputs, untied: bool = False) -> Done:
+    """Cross-layer equalisation of every region, as its example for language models does it (`--weight-equalization`).
 
-    graph = _graph(model, inputs)
-    if getattr(model.config, "tie_word_embeddings", False):
-        _untie(graph)
-    graph = LayerNormToRMS().apply(graph)
-    graph = MergeLnAffine().apply(graph)
-    rotation = GraphRotationEqualization(full_rotation_method="ort", sdpa_regions=True, return_rewriters=True)
-    graph, rewriters = rotation.apply(graph)
-    if not rewriters:
-        raise Refused("no region to rotate")
-    return lambda: graph(**inputs), len(rotation.get_regions()) or len(rewriters), []
+    `untied`: with a parameter of its own for every layer, as that example treats them afterwards.
+    """
+    from brevitas.graph.equalize import EqualizeGraph
+
+    if untied:
+        untie(model)
+    graph, _ = _graph(model, inputs, replace_norms=False)
+    with torch.no_grad():
+        graph, regions = EqualizeGraph(scale_computation_type="range", return_regions=True).apply(graph)
+    return Done(graph, {"symmetries": len(regions)})
 
 
-def _untie(model: nn.Module) -> None:
-    """A parameter of its own for every module that shares one, as brevitas' entry point does for the head."""
+def untie(model: nn.Module) -> None:
+    """Gives every layer a parameter of its own."""
     seen: set[int] = set()
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):
@@ -58,156 +128,95 @@ def _untie(model: nn.Module) -> None:
             seen.add(id(p))
 
 
-def brevitas_equalisation(model: nn.Module, inputs: Inputs) -> Outcome:
-    """Cross-layer equalisation of every region."""
-    from brevitas.graph.equalize import EqualizeGraph
-
-    graph = _graph(model, inputs)
-    graph, regions = EqualizeGraph(iterations=2, return_regions=True, merge_bias=False).apply(graph)
-    if not regions:
-        raise Refused("no region to equalise")
-    return lambda: graph(**inputs), len(regions), []
-
-
 # -- llm-compressor --------------------------------------------------------------------------------------------
-def _modifier(modifier: Any, model: nn.Module, inputs: Inputs) -> None:
-    """A modifier through its life cycle, with the given inputs as calibration data."""
-    from llmcompressor.core import Event, EventType, State
+def _oneshot(model: Any, inputs: Inputs, modifier: Any, pipeline: str) -> None:
+    """The documented entry point, with a folder for the configuration that it reads again."""
+    from llmcompressor import oneshot
+    from torch.utils.data import DataLoader
 
-    state = State(model=model)
-    state.data.calib = [dict(inputs)]
-    modifier.on_initialize(state)
-    modifier.on_calibration_start(state, Event(type_=EventType.CALIBRATION_START))
-    with torch.no_grad():
-        model(**inputs)
-    if hasattr(modifier, "on_sequential_epoch_end"):
-        modifier.on_sequential_epoch_end(state, Event(type_=EventType.SEQUENTIAL_EPOCH_END))
-    modifier.on_calibration_end(state, Event(type_=EventType.CALIBRATION_END))
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        model.config._name_or_path = model.name_or_path = folder
+        # a processor is asked for where data are given, and is not used for data that are tensors
+        data = {"dataset": DataLoader([dict(inputs)], batch_size=None), "processor": SimpleNamespace()}
+        oneshot(model=model, recipe=modifier, pipeline=pipeline, **(data if pipeline != "datafree" else {}))
 
 
-def spinquant(model: nn.Module, inputs: Inputs) -> Outcome:
+def spinquant(model: Any, inputs: Inputs) -> Done:
     """The rotations of SpinQuant that are merged into weights, R1 (residual stream) and R2 (values of every head)."""
     from llmcompressor.modifiers.transform import SpinQuantModifier
 
-    _modifier(SpinQuantModifier(rotations=["R1", "R2"], transform_type="random-matrix"), model, inputs)
-    layers = sum(1 for name, _ in model.named_modules() if name.endswith("v_proj"))
-    return lambda: model(**inputs), 1 + layers, []
+    values = [m for name, m in model.named_modules() if name.endswith("v_proj")]
+    _oneshot(model, inputs, SpinQuantModifier(rotations=["R1", "R2"]), "datafree")
+    return Done(model, {"symmetries": 1 + len(values)})
 
 
-def smoothquant(model: nn.Module, inputs: Inputs) -> Outcome:
-    """SmoothQuant: scales between norms and the linear layers that read them."""
+def spinquant_not_centred(model: Any, inputs: Inputs) -> Done:
+    """The same without its first step, which takes the mean off every embedding: an RMS norm sees that mean."""
+    from llmcompressor.modifiers.transform import SpinQuantModifier
+
+    with mock.patch.object(SpinQuantModifier, "_center_embeddings", return_value=None):
+        return spinquant(model, inputs)
+
+
+def smoothquant(model: Any, inputs: Inputs, mappings: list[Any] | None = None) -> Done:
+    """SmoothQuant: scales between norms and the linear layers that read them, by its table of architectures."""
     from llmcompressor.modifiers.transform import SmoothQuantModifier
 
-    modifier = SmoothQuantModifier(smoothing_strength=0.5)
-    _modifier(modifier, model, inputs)
-    found = len(modifier.resolved_mappings_)
+    found: list[Any] = []
+    resolve = SmoothQuantModifier._resolve_mappings
+
+    def counted(self: Any, model: Any) -> Any:
+        mappings = resolve(self, model)
+        found.extend(mappings)
+        return mappings
+
+    with mock.patch.object(SmoothQuantModifier, "_resolve_mappings", counted):
+        _oneshot(model, inputs, SmoothQuantModifier(smoothing_strength=0.5, mappings=mappings), "basic")
     if not found:
         raise Refused("no mapping fits")
-    return lambda: model(**inputs), found, []
+    return Done(model, {"symmetries": len(found)})
 
 
-# -- Torch-Pruning ---------------------------------------------------------------------------------------------
-def torch_pruning(model: nn.Module, inputs: Inputs) -> Outcome:
-    """Every group of the dependency graph but that of the outputs, read as a permutation of channels."""
-    import torch_pruning as tp
+def _channels(name: str) -> Callable[[Any, Inputs], Done]:
+    def method(model: Any, inputs: Inputs) -> Done:
+        import peers_channels
 
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=dict(inputs))
-    found: list[Any] = []
-    head = getattr(model, "get_output_embeddings", lambda: None)() or getattr(model, "classifier", None)
-    for group in graph.get_all_groups(
-        ignored_layers=[head] if head is not None else [], root_module_types=[nn.Linear, nn.Conv1d, nn.Conv2d]
-    ):
-        root, channels = group[0]
-        width = len(channels)
-        if width > 1:
-            order = torch.randperm(width, generator=torch.Generator().manual_seed(len(found)))
-            touched = _permuted(group, width, order)
-            found.append({"width": width, "root": graph._module2name.get(root.target.module, ""), "touched": touched})
-    if not found:
-        raise Refused("no group of channels")
-    return lambda: model(**inputs), len(found), found
+        return getattr(peers_channels, name)(model, inputs)
+
+    return method
 
 
-@torch.no_grad()
-def _permuted(group: Any, width: int, order: Tensor) -> list[str]:
-    """Applies a permutation of the root's channels to everything that depends on them."""
-    done: set[tuple[int, int]] = set()
-    touched = []
-    for dependency, channels in group:
-        index = torch.tensor([int(c) for c in channels])
-        if len(index) % width:
-            raise ValueError(f"a dependency of {len(index)} channels on {width}")
-        moved = index.reshape(width, -1)[order].reshape(-1)
-        module, name = dependency.target.module, dependency.handler.__name__
-        side = 1 if "in_channels" in name else 0
-        for key, p in module.named_parameters(recurse=False) if isinstance(module, nn.Module) else [("", module)]:
-            axis = _axis(module, p, key, side, dependency)
-            if axis is not None and (id(p), axis) not in done:
-                done.add((id(p), axis))
-                p.index_copy_(axis, index, p.index_select(axis, moved).clone())
-                touched.append(f"{dependency.target.name}|{key}|{axis}")
-        for key, b in module.named_buffers(recurse=False) if isinstance(module, nn.Module) else []:
-            if key.startswith("running") and (id(b), 0) not in done:
-                done.add((id(b), 0))
-                b.index_copy_(0, index, b.index_select(0, moved).clone())
-    return touched
-
-
-def _axis(module: Any, p: Tensor, key: str, side: int, dependency: Any) -> int | None:
-    """The axis of a parameter on which the channels of a dependency stand."""
-    if not isinstance(module, nn.Module):
-        return getattr(dependency.target, "pruning_dim", None) if p.ndim else None
-    if isinstance(module, nn.Embedding):
-        return 1
-    if p.ndim == 1:
-        return None if side and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) else 0
-    if type(module).__name__ == "Conv1D":  # GPT-2 keeps weights [in, out]
-        return 1 - side
-    return side
-
-
-# -- rebasin ---------------------------------------------------------------------------------------------------
-class _Positional(nn.Module):
-    """A model that takes its inputs by position and returns one tensor, as rebasin expects."""
-
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *values: Tensor) -> Tensor:
-        out = self.model(**dict(zip(self.names, values, strict=True)))
-        return out[0] if isinstance(out, tuple | list) else next(iter(out.values()))
-
-
-def rebasin(model: nn.Module, inputs: Inputs) -> Outcome:
-    """The model permuted towards another one with other weights: its own function must stay."""
-    from rebasin import PermutationCoordinateDescent
-
-    values = tuple(inputs.values())
-    single = values[0] if len(values) == 1 else list(values)
-    b = _Positional(model, list(inputs))
-    a = copy.deepcopy(b)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in a.parameters():
-            p.copy_(p.reshape(-1)[torch.randperm(p.numel(), generator=generator)].reshape(p.shape))
-    descent = PermutationCoordinateDescent(a, b, single)
-    descent.rebasin()
-    moved = [
-        p
-        for p, _ in descent.permutation_to_info
-        if p is not None and not torch.equal(p.perm_indices.cpu(), torch.arange(len(p.perm_indices)))
-    ]
-    if not moved:
-        raise Refused("no permutation to apply")
-    return lambda: model(**inputs), len(moved), []
-
-
-METHODS: dict[str, Callable[[nn.Module, Inputs], Outcome]] = {
-    "brevitas rotation": brevitas_rotation,
-    "brevitas equalisation": brevitas_equalisation,
-    "llm-compressor SpinQuant": spinquant,
-    "llm-compressor SmoothQuant": smoothquant,
-    "Torch-Pruning": torch_pruning,
-    "rebasin": rebasin,
+MAPPINGS = (
+    [
+        [["re:.*q_proj", "re:.*k_proj", "re:.*v_proj"], "re:.*self_attn_layer_norm"],
+        [["re:.*fc1"], "re:.*final_layer_norm"],
+    ],
+    [
+        [["re:.*query_key_value"], "re:.*input_layernorm"],
+        [["re:.*dense_h_to_4h"], "re:.*post_attention_layernorm"],
+    ],
+)
+"""For architectures that are not in its table: those of its docstring, and those of its table for fused projections."""
+OPTIONAL = ("llm-compressor SmoothQuant",)
+"""Further ways count only where they keep the function: a user may have known better."""
+METHODS: dict[str, tuple[Callable[[Any, Inputs], Done], ...]] = {
+    "brevitas rotation": (partial(brevitas_rotation, values=True), brevitas_rotation),
+    "brevitas equalisation": (brevitas_equalisation, partial(brevitas_equalisation, untied=True)),
+    "llm-compressor SpinQuant": (spinquant,),
+    "llm-compressor SpinQuant, not centred": (spinquant_not_centred,),
+    "llm-compressor SmoothQuant": (smoothquant, *(partial(smoothquant, mappings=m) for m in MAPPINGS)),
+    "Torch-Pruning": (_channels("torch_pruning"),),
+    "rebasin": (_channels("rebasin"), _channels("rebasin_untied")),
 }
+"""Ways to call each; the best outcome counts."""
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "brevitas rotation": ("decoder",),
+    "brevitas equalisation": ("decoder", "encoder", "vision"),
+    "llm-compressor SpinQuant": ("decoder",),
+    "llm-compressor SpinQuant, not centred": ("decoder",),
+    "llm-compressor SmoothQuant": ("decoder",),
+    "Torch-Pruning": ("decoder", "encoder", "vision"),
+    "rebasin": ("encoder", "vision"),
+}
+"""What each is offered for; rebasin says that transformers do not work well, and encoders are the easier ones."""

@@ -104,6 +104,36 @@ def test_rows_picked_from_data_keep_their_shifts() -> None:
     assert check("aten.embedding").verdict != "wrong"
 
 
+def test_jumps_are_no_missing_directions() -> None:
+    # where |x| > 1/2 it is linear, so that derivatives would let scales through
+    found = check("aten.hardshrink")
+    assert found.verdict == "right" and found.trials[0].nullity is None
+
+
+def test_dead_parameters_are_not_missed() -> None:
+    # two of four units are cut off, and a second argument gives nothing but its type
+    assert check("aten.slice").trials[0].nullity == 6
+    assert check("aten.type_as").verdict == "right"
+
+
+def test_kinks_far_from_zero_are_seen() -> None:
+    assert check("aten.relu6").trials[0].nullity == 0
+
+
+def test_an_operator_that_writes_to_its_argument_is_given_a_copy() -> None:
+    assert check("aten.relu_").verdict == "right"
+
+
+def test_data_of_every_domain_are_finite() -> None:
+    assert next(calls(resolve("aten.logit")[0])).domain == "fraction"
+    assert next(calls(resolve("aten.acosh")[0])).domain == "above one"
+
+
+@pytest.mark.parametrize("name", ["lstm", "rnn_tanh", "einsum"])
+def test_operators_with_lists_of_weights_are_judged(name: str) -> None:
+    assert check(f"aten.{name}").verdict == "right"
+
+
 def test_arguments_may_be_given() -> None:
     found = check("aten.linear", [Data(3, 4), Weight(2, 4)])
     assert found.verdict == "right"

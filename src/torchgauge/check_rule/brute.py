@@ -1,4 +1,4 @@
-"""Brute force: the nullity of a network, and the permutations and signs that go through an operator."""
+"""Brute force: the kernel of a network's Jacobian, and the permutations and signs that go through an operator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from torchgauge.check_rule.calls import run, sample
 from torchgauge.check_rule.net import Around
@@ -15,19 +16,21 @@ FLAT, CLEAR = 1e-9, 1e-7
 """Relative singular values below the first count as zero; one between the two leaves the rank open."""
 LARGEST = 4
 """Units of which all permutations are tried."""
+STEP, CROSSINGS = 1e-2, 1000
+"""A step along a kernel, and the inputs at which it is looked at."""
 Move = tuple[Tensor, Tensor]
 """The order that entries are put in, then their signs."""
 FITS = 1e-8
 ENTRIES = 6
 
 
-def jacobian(net: Around, generator: torch.Generator) -> Tensor:
+def jacobian(net: Around, generator: torch.Generator, spread: float = 1.0) -> Tensor:
     """∂outputs/∂parameters at many inputs, [rows, parameters]; rows are scaled to the size of the outputs."""
     parameters = list(net.parameters())
     count = sum(p.numel() for p in parameters)
     rows: list[Tensor] = []
     while len(rows) < count + count // 2 + 16:
-        flat = torch.cat([y.reshape(-1) for y in net(*net.inputs(generator))])
+        flat = torch.cat([y.reshape(-1) for y in net(*net.inputs(generator, spread))])
         if not bool(flat.isfinite().all()):
             raise ArithmeticError("not finite")
         # few entries of each output, so that many inputs are seen
@@ -38,17 +41,55 @@ def jacobian(net: Around, generator: torch.Generator) -> Tensor:
     return torch.stack(rows)
 
 
-def nullity(matrix: Tensor) -> int | None:
-    """The dimension of the kernel; None where no gap tells."""
+@dataclass(frozen=True)
+class Kernel:
+    """The kernel of a Jacobian.
+
+    Attributes:
+        dimension: without the dead parameters.
+        dead: how many parameters no output depends on.
+        basis: of it, [parameters, dimension]; None where nothing is live.
+    """
+
+    dimension: int
+    dead: int
+    basis: Tensor | None
+
+
+def kernel(matrix: Tensor) -> Kernel | None:
+    """The kernel of a Jacobian; None where no gap in the singular values tells its dimension."""
     sizes = matrix.norm(dim=0)
-    live = matrix[:, sizes > 1e-12 * sizes.max().clamp_min(1e-300)]
-    if not live.shape[1]:
-        return matrix.shape[1]
-    values = torch.linalg.svdvals(live / live.norm(dim=0))
+    live = sizes > 1e-12 * sizes.max().clamp_min(1e-300)
+    dead = int((~live).sum())
+    if not bool(live.any()):
+        return Kernel(0, dead, None)
+    _, values, right = torch.linalg.svd(matrix[:, live] / sizes[live])
     values = values / values[0]
     if bool(((values > FLAT) & (values < CLEAR)).any()):
         return None
-    return matrix.shape[1] - int((values >= CLEAR).sum())
+    rank = int((values >= CLEAR).sum())
+    basis = torch.zeros(len(sizes), len(right) - rank, dtype=matrix.dtype)
+    basis[live] = right[rank:].mT / sizes[live][:, None]
+    return Kernel(basis.shape[1], dead, basis)
+
+
+@torch.no_grad()
+def jumps(net: Around, basis: Tensor, generator: torch.Generator, spread: float) -> bool:
+    """Whether a small step along a kernel changes some output by much, as it does where the operator is not continuous.
+
+    Derivatives do not see that.
+    """
+    direction = basis @ torch.randn(basis.shape[1], generator=generator, dtype=basis.dtype)
+    direction = STEP * direction / direction.abs().max().clamp_min(1e-300)
+    names = [name for name, _ in net.named_parameters()]
+    sizes = [p.numel() for p in net.parameters()]
+    state = {n: p + d.view_as(p) for n, p, d in zip(names, net.parameters(), direction.split(sizes), strict=True)}
+    for _ in range(CROSSINGS):
+        xs = net.inputs(generator, spread)
+        for a, b in zip(net(*xs), functional_call(net, state, xs), strict=True):
+            if bool(((a - b).abs() > 20 * STEP * a.abs().clamp_min(1.0)).any()):
+                return True
+    return False
 
 
 def moves(n: int) -> tuple[list[Move], list[Move], list[Move]]:
@@ -80,7 +121,8 @@ class Through:
 def going_through(net: Around, generator: torch.Generator) -> Through | None:
     """Which moves g of the data have an affine h with operator(g x) = h operator(x).
 
-    None where there are too many units, or parameters of the operator that would have to move too.
+    None where there are too many units, parameters of the operator that would have to move too, or results that are
+    not finite everywhere.
     """
     call, shapes = net.call, [d.shape for d in net.call.data]
     sizes = {shape[net._dim(shape)] for shape in shapes}
@@ -93,6 +135,8 @@ def going_through(net: Around, generator: torch.Generator) -> Through | None:
         batches.append([sample(shape, call.domain, generator) for shape in shapes])
         before.append(run(call, batches[-1]))
         plain = [_rows(net, [results[i] for results in before]) for i in range(len(before[0]))]
+    if not all(bool(rows.isfinite().all()) for rows in plain):
+        return None
     bases = [_basis(rows) for rows in plain]
 
     def passes(move: Move) -> bool:

@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from torchgauge.check_rule.recipes import RECIPES, Data, Weight
 
-DOMAINS = ("real", "unit", "positive", "above one")
-"""Where the data of a call lie: normal numbers, |x| < 1, x > 0, x > 1."""
+DOMAINS = ("real", "unit", "fraction", "positive", "above one")
+"""Where the data of a call lie: normal numbers, |x| < 1, 0 < x < 1, x > 0, x > 1."""
+SAMPLES = 8
 MOST = 4000
 """Combinations of arguments that are tried."""
 
@@ -129,14 +130,18 @@ def _choices(argument: torch.Argument, shape: tuple[int, ...]) -> Iterator[Any]:
 def _running(operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool = False) -> Call | None:
     """The call in the first domain where it gives finite floating numbers; with `meta`, if its shapes fit."""
     for domain in DOMAINS:
+        generator = torch.Generator().manual_seed(0)
         call = Call(operator, args, kwargs, domain)
         if not call.data or (meta and not _fits(call)):
             return None
         try:
-            results = run(call, [sample(d.shape, domain, None) for d in call.data])
+            weights = [w.make(generator) for w in call.weights]
+            tried = [
+                run(call, [sample(d.shape, domain, generator) for d in call.data], weights) for _ in range(SAMPLES)
+            ]
         except Exception:  # whatever an operator says of wrong arguments
             return None
-        if results and all(bool(r.isfinite().all()) for r in results):
+        if tried[0] and all(bool(r.isfinite().all()) for results in tried for r in results):
             return call
     return None
 
@@ -155,6 +160,8 @@ def _fits(call: Call) -> bool:
 def run(call: Call, data: list[Tensor], weights: list[Tensor] | None = None) -> list[Tensor]:
     """The floating results of a call."""
     own = weights if weights is not None else [w.make() for w in call.weights]
+    if call.operator._schema.is_mutable:  # the data are used again
+        data = [d.clone() for d in data]
     args, kwargs = call.filled(data, own)
     result = call.operator(*args, **kwargs)
     floating: Callable[[Any], bool] = lambda r: isinstance(r, Tensor) and r.is_floating_point() and r.numel() > 0  # noqa: E731
@@ -167,6 +174,8 @@ def sample(shape: tuple[int, ...], domain: str, generator: torch.Generator | Non
     match domain:
         case "unit":
             return 0.8 * torch.tanh(x)
+        case "fraction":
+            return 0.5 + 0.4 * torch.tanh(x)
         case "positive":
             return 0.1 + torch.nn.functional.softplus(x)
         case "above one":

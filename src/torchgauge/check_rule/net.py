@@ -12,6 +12,7 @@ WIDTH, READ = 5, 5
 CENTRES = {
     "real": (0.0, 1.0, 1.0),
     "unit": (0.0, 0.3, 0.12),
+    "fraction": (0.5, 0.15, 0.05),
     "positive": (2.0, 0.4, 0.25),
     "above one": (3.0, 0.4, 0.25),
 }
@@ -69,14 +70,14 @@ class Around(nn.Module):
         own = {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
         return [own[name] for name in sorted(own, key=lambda n: int(n.rsplit("_", 1)[1]))]
 
-    def inputs(self, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Fresh inputs, between −1 and 1 where the data must stay in a domain."""
+    def inputs(self, generator: torch.Generator, spread: float = 1.0) -> tuple[Tensor, ...]:
+        """Fresh inputs, between −1 and 1 where the data must stay in a domain, else of this size."""
         made = []
         for d in self.call.data:
             at = self._dim(d.shape)
             shape = (*d.shape[:at], *d.shape[at + 1 :], WIDTH)
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
-            made.append(x if self.call.domain == "real" else torch.tanh(x))
+            made.append(spread * x if self.call.domain == "real" else torch.tanh(x))
         return tuple(made)
 
     def data(self, *xs: Tensor) -> list[Tensor]:

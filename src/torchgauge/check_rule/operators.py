@@ -47,7 +47,7 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 def _named(operator: OpOverload) -> bool:
     """Overloads with names of dimensions, which tensors rarely have, or with lists of strings."""
-    return any("Dimname" in str(a.real_type) or "str" in str(a.real_type) for a in operator._schema.arguments)
+    return any("Dimname" in str(a.real_type) or "List[str]" in str(a.real_type) for a in operator._schema.arguments)
 
 
 def import_module(name: str) -> None:

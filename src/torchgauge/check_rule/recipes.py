@@ -66,6 +66,12 @@ def _upsample(n: int, *flags: bool) -> list[Any]:
     return [Data(2, 3, *(3,) * n), [6] * n, *flags]
 
 
+def _recurrent(gates: int, states: int) -> list[Any]:
+    zeros = torch.zeros(1, 2, 2, dtype=torch.float64)
+    weights = [Weight(2 * gates, 4), Weight(2 * gates, 2), Weight(2 * gates), Weight(2 * gates)]
+    return [Data(3, 2, 4), [zeros] * states if states > 1 else zeros, weights, True, 1, 0.0, False, False, False]
+
+
 _MASK = torch.tensor([True, False, True, False])
 _HEADS = (2, 2, 5, 4)
 RECIPES: dict[str, Sequence[list[Any]]] = {
@@ -184,6 +190,11 @@ RECIPES: dict[str, Sequence[list[Any]]] = {
     "polygamma": [[1, Data(3, 4)]],
     "mvlgamma": [[Data(3, 4), 1]],
     "norm": [[Data(3, 4), 2, [-1]]],
+    "linalg_vector_norm": [[Data(3, 4), 2, [-1]]],
+    "lstm": [_recurrent(4, 2)],
+    "gru": [_recurrent(3, 1)],
+    "rnn_tanh": [_recurrent(1, 1)],
+    "rnn_relu": [_recurrent(1, 1)],
     "lstm_cell": [[Data(3, 4), [Data(3, 2), Data(3, 2)], Weight(8, 4), Weight(8, 2), Weight(8), Weight(8)]],
     "gru_cell": [[Data(3, 4), Data(3, 2), Weight(6, 4), Weight(6, 2), Weight(6), Weight(6)]],
     "rnn_tanh_cell": [[Data(3, 4), Data(3, 2), Weight(2, 4), Weight(2, 2), Weight(2), Weight(2)]],

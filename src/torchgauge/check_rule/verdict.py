@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.func import functional_call
 
-from torchgauge.check_rule.brute import Through, going_through, jacobian, nullity
+from torchgauge.check_rule.brute import Through, going_through, jacobian, jumps, kernel
 from torchgauge.check_rule.calls import Call, calls, run, sample
 from torchgauge.check_rule.net import Around
 from torchgauge.check_rule.operators import resolve
@@ -25,6 +25,10 @@ from torchgauge.spaces.axes import Kind
 
 ROUNDING = 1e-7
 DRAWS = 3
+JUMPS = (-1, -1)
+"""Dimensions of an operator that is not continuous, of which derivatives do not tell."""
+SPREADS = (1.0, 2.0, 4.0)
+"""Sizes of the inputs at further points: some kinks are far from zero."""
 CHANNELS = (
     "conv",
     "pool",
@@ -153,9 +157,13 @@ def _trial(call: Call, dim: int, out: int, seed: int) -> Trial:
     if defect > ROUNDING:
         return Trial(*about, "wrong", f"an element of the group changes the outputs by {defect:.1e}", defect)
     orbit, found = None, None
-    for s in range(DRAWS):  # a point may be special: the smallest nullity counts
-        orbit, found = _dimensions(call, dim, out, group, seed + s, found)
-        if found is None or orbit == found:
+    for s, spread in enumerate(SPREADS):  # a point may be special: the smallest nullity counts
+        measured = _dimensions(call, dim, out, group, seed + s, spread)
+        if measured in (None, JUMPS):
+            orbit, found = None, None
+            break
+        orbit, found = measured[0], min(measured[1], found) if found is not None else measured[1]
+        if orbit == found:
             break
     claimed, through = _discrete(net, group, generator)
     verdict, because = _judge(orbit, found, claimed, through)
@@ -182,23 +190,22 @@ def _change(a: Tensor, b: Tensor) -> float:
     return float(change.nan_to_num(1e9, 1e9).max() / a[known].abs().max().clamp_min(1e-30)) if change.numel() else 0.0
 
 
-def _dimensions(
-    call: Call, dim: int, out: int, group: GaugeGroup, seed: int, before: int | None
-) -> tuple[int | None, int | None]:
-    """Orbit dimension and nullity at a generic point; None where the derivative vanishes or is not known."""
+def _dimensions(call: Call, dim: int, out: int, group: GaugeGroup, seed: int, spread: float) -> tuple[int, int] | None:
+    """Orbit dimension and nullity at a generic point; None where derivatives vanish or do not tell."""
     generator = torch.Generator().manual_seed(seed)
     net = Around(call, dim, out, generator).eval()
     try:
-        matrix = jacobian(net, generator)
+        matrix = jacobian(net, generator, spread)
     except (RuntimeError, ArithmeticError, NotImplementedError):
-        return None, None
+        return None
     first = sum(p.numel() for p in net.made.parameters())
-    if not bool(matrix[:, :first].any()):
-        return None, None
-    found = nullity(matrix)
-    if found is None:
-        return None, None
-    return group.orbit_dimension(dict(net.state_dict())), min(found, before) if before is not None else found
+    if not bool(matrix[:, :first].any()) or (found := kernel(matrix)) is None:
+        return None
+    orbit = group.orbit_dimension(dict(net.state_dict()))
+    if orbit < found.dimension and found.basis is not None and jumps(net, found.basis, generator, spread):
+        return JUMPS
+    # the group may or may not move dead parameters: they are no one's loss
+    return orbit, min(found.dimension + found.dead, max(found.dimension, orbit))
 
 
 def _discrete(net: Around, group: GaugeGroup, generator: torch.Generator) -> tuple[Through | None, Through | None]:
