@@ -359,3 +359,21 @@ def test_pooling_keeps_constants_unless_padding_is_counted() -> None:
     assert not only(program_of(nn.AvgPool2d(3, padding=1), x), Spatial).keeps_constants
     assert only(program_of(nn.AvgPool2d(3, padding=1, count_include_pad=False), x), Spatial).keeps_constants
     assert only(program_of(nn.MaxPool2d(3, padding=1), x), Spatial).mode == "max"
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: torch.special.polygamma(1, x.abs() + 1), lambda x: torch.ops.aten.pow_.Scalar(x.abs() + 1, 1.5)],
+    ids=["polygamma", "pow_.Scalar"],
+)
+def test_a_number_may_stand_before_or_behind_the_tensor(f: Callable[[Tensor], Tensor]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.write = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.write(f(self.read(x)))
+
+    group = tg.infer(Net(), (torch.randn(5, 3),))
+    assert group.components == {"4!": 1, "2^4": 1}

@@ -150,8 +150,11 @@ def power_tensor(ctx: Lowering, x: Tensor, exponent: Tensor) -> Tensor:
 
 
 @rule(aten.pow.Scalar)
-def power_scalar(ctx: Lowering, base: float, x: Tensor) -> Tensor:
-    """a^x = e^(x ln a) for a > 0."""
+def power_scalar(ctx: Lowering, base: float | Tensor, x: Tensor | float) -> Tensor:
+    """a^x = e^(x ln a) for a > 0. In place the overload of this name is x^a."""
+    if isinstance(base, Tensor):
+        return power(ctx, base, x) if isinstance(x, (int, float)) else power_tensor(ctx, base, x)
+    assert isinstance(x, Tensor)
     profile = Profile("pow_scalar", exponential=True, rate=log(base)) if base > 0 and base != 1 else GENERIC
     return ctx.b.pointwise(x, profile)
 
@@ -162,6 +165,12 @@ def power_profile(p: float) -> Profile:
         return GENERIC  # charges have rational powers only
     parity = None if p != int(p) else "odd" if int(p) % 2 else "even"
     return Profile(f"x^{p:g}", degree=p, parity=parity)
+
+
+@rule(aten.polygamma)
+def polygamma(ctx: Lowering, order: int | Tensor, x: Tensor | int) -> Tensor:
+    """Nothing is known of it; the order comes first, and in place second."""
+    return ctx.b.pointwise(x if isinstance(x, Tensor) else order, GENERIC)  # pyright: ignore[reportArgumentType]
 
 
 @rule(aten.leaky_relu)

@@ -68,7 +68,7 @@ PLAIN = _names(
     acosh angle celu ceil digamma expm1 floor gelu hardswish lgamma log log10 log1p log2 log_sigmoid mish elu selu
     silu special_airy_ai special_bessel_y0 special_bessel_y1 special_entr special_erfcx special_log_ndtr
     special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
-    special_scaled_modified_bessel_k1 mvlgamma polygamma isfinite isinf isnan isneginf isposinf signbit logical_not
+    special_scaled_modified_bessel_k1 mvlgamma isfinite isinf isnan isneginf isposinf signbit logical_not
     """
 )
 """Functions of one tensor that let permutations through and nothing else (or nothing that is used)."""
