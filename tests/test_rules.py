@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torchgauge.capture import capture
+from torchgauge.infer import infer
 from torchgauge.rules import lower, registry
 from torchgauge.rules.axes import groups, narrow, permute, reshape
 from torchgauge.rules.table import OPAQUE, PROFILES
@@ -366,14 +367,14 @@ def test_pooling_keeps_constants_unless_padding_is_counted() -> None:
     [lambda x: torch.special.polygamma(1, x.abs() + 1), lambda x: torch.ops.aten.pow_.Scalar(x.abs() + 1, 1.5)],
     ids=["polygamma", "pow_.Scalar"],
 )
-def test_a_number_may_stand_before_or_behind_the_tensor(f: Callable[[Tensor], Tensor]) -> None:
+def test_a_number_may_stand_before_or_behind_the_tensor(f: Callable[[torch.Tensor], torch.Tensor]) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.read, self.write = nn.Linear(3, 4), nn.Linear(4, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.write(f(self.read(x)))
 
-    group = tg.infer(Net(), (torch.randn(5, 3),))
+    group = infer(Net(), (torch.randn(5, 3),))
     assert group.components == {"4!": 1, "2^4": 1}

@@ -54,6 +54,24 @@ class Latents(nn.Module):
         return torch.cat([weights @ self.v(x), self.latents.expand(x.shape[0], -1, -1)], -1)
 
 
+class Asked(nn.Module):
+    """Attention from one learned vector, mapped to a query per head: keys are read along that alone."""
+
+    def __init__(self, d: int, heads: int, head: int) -> None:
+        super().__init__()
+        self.shape = (heads, head)
+        self.probe = nn.Parameter(torch.zeros(1, d))
+        self.q, self.k, self.v = (nn.Linear(d, heads * head) for _ in range(3))
+        self.o = nn.Linear(heads * head, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self.q(self.probe.expand(b, 1, -1)).view(b, 1, *self.shape)
+        k, v = (m(x).view(b, t, *self.shape) for m in (self.k, self.v))
+        weights = torch.einsum("bqhk,bthk->bhqt", q, k).softmax(-1)
+        return self.o(torch.einsum("bhqt,bthv->bqhv", weights, v).flatten(2))
+
+
 class Tokens(nn.Module):
     """A token in front of patches; positions are added to all, those of the patches from a grid that is filtered."""
 
@@ -77,5 +95,6 @@ CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
+    Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
 )

@@ -16,6 +16,7 @@ from torchgauge.action.shift_action import Coordinates, add_to_view, gain_produc
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Pattern, PatternPass
 from torchgauge.spaces.kernels import Kernels, Seen
+from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.shifts import ShiftPass
 
 
@@ -81,7 +82,7 @@ class InvisibleStage(Additive):
     @cached_property
     def writers(self) -> list[Writer]:
         out: list[Writer] = []
-        kernels = Kernels(self.program, self.shifts.sources)
+        kernels = Kernels(self.program, self.shifts.sources, Ranges(self.program, self.shifts.sources))
         for t in self.shifts.sources.parts:
             pattern, found = self.patterns.of(t), []
             if pattern is not None and (len(pattern.dims) == 1 or not pattern.gains):

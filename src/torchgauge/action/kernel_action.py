@@ -11,7 +11,8 @@ from torch import Tensor
 from torchgauge.action.shift_action import Coordinates, static_value
 from torchgauge.groups.matrices import complement
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.kernels import Block, Centre, Map, Pad, Scale, Seen, Step
+from torchgauge.spaces.kernels import Block, Seen
+from torchgauge.spaces.steps import Against, Centre, Generators, Map, Pad, Scale, Step
 
 
 def projector(
@@ -46,6 +47,13 @@ def stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor,
     if isinstance(step, Scale):
         gain = static_value(makers, step.gain, coordinates).reshape(-1) ** step.power
         return change * gain.reshape([-1 if d == step.axis + 1 else 1 for d in range(change.ndim)])
+    if isinstance(step, Against):
+        offset = offset_of(makers, step.span, coordinates)
+        found = [vectors(makers, g, coordinates) for g in ordered(step.span) if not g.fixed]
+        met = torch.cat([*found, *([] if offset is None else [offset])])
+        letters = {a: chr(99 + i) for i, a in enumerate(step.before)}
+        before, after = ("".join(letters[a] for a in labels) for labels in (step.before, step.after))
+        return torch.einsum(f"a{before},b{before}->ab{after}", change, met)
     if isinstance(step, Centre):
         return change - change.mean(tuple(range(1, change.ndim)), keepdim=True)
     if isinstance(step, Pad):
@@ -67,3 +75,40 @@ def along(projection: Tensor, dims: tuple[int, ...], value: Tensor) -> Tensor:
     moved = value.permute(order)
     flat = moved.reshape(-1, projection.shape[0]) @ projection
     return flat.reshape(moved.shape).permute([order.index(d) for d in range(value.ndim)])
+
+
+def offset_of(
+    makers: Mapping[c.Tensor, c.Constraint], span: frozenset[Generators], coordinates: Coordinates
+) -> Tensor | None:
+    parts = [vectors(makers, g, coordinates) for g in ordered(span) if g.fixed]
+    return torch.stack(parts).sum(0) if parts else None
+
+
+def vectors(makers: Mapping[c.Tensor, c.Constraint], g: Generators, coordinates: Coordinates) -> Tensor:
+    """Generators as numbers [rows, sizes of the dimensions...]."""
+    if isinstance(g.start, frozenset):
+        found = offset_of(makers, g.start, coordinates)
+        assert found is not None
+    elif isinstance(g.start, c.Tensor):
+        value = static_value(makers, g.start, coordinates)
+        rest = [d for d in range(value.ndim) if d not in g.dims]
+        found = value.permute(*rest, *g.dims).reshape(-1, *g.sizes)
+    elif g.start == "ones":
+        found = torch.ones(1, *g.sizes, dtype=torch.float64)
+    else:
+        n = prod(g.sizes)
+        found = torch.eye(n, dtype=torch.float64) if g.start == "all" else complement(n).T
+        found = found.reshape(-1, *g.sizes)
+    for step in g.steps:
+        found = stepped(makers, step, found, coordinates)
+    return found
+
+
+def ordered(span: frozenset[Generators]) -> list[Generators]:
+    """The same order in every process."""
+    return sorted(span, key=_key)
+
+
+def _key(g: Generators) -> str:
+    start = sorted(map(_key, g.start)) if isinstance(g.start, frozenset) else g.start
+    return repr((start, g.sizes, g.dims, g.rows, g.fixed, g.steps))

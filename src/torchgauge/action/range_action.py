@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
 import torch
 from torch import Tensor
 
 from torchgauge.action.additive import Additive
-from torchgauge.action.kernel_action import stepped
-from torchgauge.action.shift_action import Coordinates, add_to_view, param_of, static_value
-from torchgauge.groups.matrices import complement
+from torchgauge.action.kernel_action import offset_of, ordered, vectors
+from torchgauge.action.shift_action import Coordinates, add_to_view, param_of
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.ranges import Generators, Ranges, Reader
+from torchgauge.spaces.ranges import Ranges, Reader
 from torchgauge.spaces.sources import Sources
 
 ROUNDING = 1e-13
@@ -76,9 +74,9 @@ class RangeStage(Additive):
 
 def across(makers: Mapping[c.Tensor, c.Constraint], reader: Reader, coordinates: Coordinates) -> Tensor:
     """The orthogonal projector onto what no value x, or (x, 1) in front of a bias, has a part along."""
-    vectors = [_vectors(makers, g, coordinates) for g in _ordered(reader.span) if not g.fixed]
-    offset = _offset(makers, reader.span, coordinates)
-    rows = [v.reshape(v.shape[0], -1) for v in vectors]
+    offset = offset_of(makers, reader.span, coordinates)
+    loose = [vectors(makers, g, coordinates) for g in ordered(reader.span) if not g.fixed]
+    rows = [v.reshape(v.shape[0], -1) for v in loose]
     if reader.bias is not None:
         rows = [torch.nn.functional.pad(v, (0, 1)) for v in rows]
         point = torch.zeros(1, reader.size - 1, dtype=torch.float64) if offset is None else offset.reshape(1, -1)
@@ -91,40 +89,3 @@ def across(makers: Mapping[c.Tensor, c.Constraint], reader: Reader, coordinates:
     together = torch.cat(rows)
     together = together / together.norm(dim=1, keepdim=True).clamp_min(1e-30)
     return eye - torch.linalg.pinv(together, rtol=ROUNDING) @ together
-
-
-def _offset(
-    makers: Mapping[c.Tensor, c.Constraint], span: frozenset[Generators], coordinates: Coordinates
-) -> Tensor | None:
-    parts = [_vectors(makers, g, coordinates) for g in _ordered(span) if g.fixed]
-    return torch.stack(parts).sum(0) if parts else None
-
-
-def _vectors(makers: Mapping[c.Tensor, c.Constraint], g: Generators, coordinates: Coordinates) -> Tensor:
-    """Generators as numbers [rows, sizes of the dimensions...]."""
-    if isinstance(g.start, frozenset):
-        found = _offset(makers, g.start, coordinates)
-        assert found is not None
-    elif isinstance(g.start, c.Tensor):
-        value = static_value(makers, g.start, coordinates)
-        rest = [d for d in range(value.ndim) if d not in g.dims]
-        found = value.permute(*rest, *g.dims).reshape(-1, *g.sizes)
-    elif g.start == "ones":
-        found = torch.ones(1, *g.sizes, dtype=torch.float64)
-    else:
-        n = prod(g.sizes)
-        found = torch.eye(n, dtype=torch.float64) if g.start == "all" else complement(n).T
-        found = found.reshape(-1, *g.sizes)
-    for step in g.steps:
-        found = stepped(makers, step, found, coordinates)
-    return found
-
-
-def _ordered(span: frozenset[Generators]) -> list[Generators]:
-    """The same order in every process."""
-    return sorted(span, key=_key)
-
-
-def _key(g: Generators) -> str:
-    start = sorted(map(_key, g.start)) if isinstance(g.start, frozenset) else g.start
-    return repr((start, g.sizes, g.dims, g.rows, g.fixed, g.steps))

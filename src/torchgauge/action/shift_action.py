@@ -374,7 +374,7 @@ class _Run:
             moved = moved.permute([*(yl.index(a) for a in keep), *(d for d, a in enumerate(yl) if a not in keep)])
             sizes = dict(zip(keep, moved.shape, strict=False))
             return moved.reshape([sizes.get(a, 1) for a in k.out_labels])
-        arriving = self.shift(x)
+        arriving = self._operand(k, x)
         linear = None if arriving is None else self._linear(k, arriving, x, y, xl, yl)
         return _sum([linear, self._entered(k, y)])
 

@@ -15,56 +15,12 @@ from typing import Literal
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import gain_of, grouping
+from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.sources import Sources
+from torchgauge.spaces.steps import Against, Dims, Map, Scale, Step, View
 
-Dims = tuple[int, ...]
 DEEPEST = 100
 """Steps of one recursion."""
-
-
-@dataclass(frozen=True)
-class Map:
-    """Multiply by a weight and sum over what both have; the change's labels before and after."""
-
-    weight: c.Tensor
-    before: tuple[str, ...]
-    labels: tuple[str, ...]
-    after: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Multiply by gain^power along one of the change's axes."""
-
-    gain: c.Tensor
-    power: int
-    axis: int
-
-
-@dataclass(frozen=True)
-class View:
-    """Bring the change's axes into an order, narrow one of them, or regroup them."""
-
-    order: tuple[int, ...] | None = None
-    narrow: tuple[int, int, int] | None = None
-    shape: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Centre:
-    """Take the mean off."""
-
-
-@dataclass(frozen=True)
-class Pad:
-    """Become a part of a longer axis, with zeros beside it."""
-
-    axis: int
-    start: int
-    size: int
-
-
-Step = Map | Scale | View | Centre | Pad
 
 
 @dataclass(frozen=True)
@@ -97,6 +53,7 @@ class Kernels:
 
     program: c.Program
     sources: Sources
+    ranges: Ranges
     _known: dict[tuple[c.Tensor, Dims], Seen] = field(default_factory=dict)
     _depth: int = 0
 
@@ -223,7 +180,9 @@ class Kernels:
             if not set(before) <= set(k.out_labels):
                 return None
             return self._behind(k.out, tuple(k.out_labels.index(a) for a in before))
-        if not self.sources.is_static(other) or other.role == "const" or self.sources.is_static(t):
+        if not self.sources.is_static(other):
+            return self._against(k, t, dims, other, theirs, mine)
+        if other.role == "const" or self.sources.is_static(t):
             return None
         sizes = dict(zip(theirs, other.shape, strict=True)) | dict(zip(mine, t.shape, strict=True))
         for a in k.window:
@@ -240,6 +199,29 @@ class Kernels:
         if extra or any(a not in k.out_labels for a in after):
             return frozenset([Block((step,), "all", prod(sizes[a] for a in after))])
         return self._behind(k.out, tuple(k.out_labels.index(a) for a in after), step)
+
+    def _against(
+        self,
+        k: c.Contract,
+        t: c.Tensor,
+        dims: Dims,
+        other: c.Tensor,
+        theirs: tuple[str, ...],
+        mine: tuple[str, ...],
+    ) -> Seen:
+        """Keys are seen along the vectors that queries may be, where these are few and keys may be anything."""
+        before = tuple(mine[d] for d in dims)
+        summed = [a for a in mine if a in theirs and a not in k.out_labels]
+        if k.window or not set(summed) <= set(before) <= set(theirs) or self.sources.is_static(t):
+            return None
+        span = self.ranges.span(other, tuple(theirs.index(a) for a in before))
+        # if both were narrow, changes of both at once would meet
+        if span is None or self.ranges.span(t, dims) is not None:
+            return None
+        after = tuple(a for a in before if a in k.out_labels)
+        vectors = sum(g.rows for g in span if not g.fixed) + any(g.fixed for g in span)
+        rows = vectors * prod(t.shape[d] for d in dims if mine[d] in after)
+        return frozenset([Block((Against(span, before, after),), "all", rows)])
 
 
 def _size(t: c.Tensor, dims: Dims) -> int:

@@ -9,33 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import gain_of, grouping, regrouped
-from torchgauge.spaces.kernels import Centre, Dims, Map, Pad, Scale, Step, View
 from torchgauge.spaces.sources import Sources
-
-
-@dataclass(frozen=True)
-class Generators:
-    """Vectors that span a part of the values: where they start, and the steps that lead on.
-
-    `start`: "all" vectors of the given sizes, "centred" all whose entries sum to zero, "ones" the constant one, the
-    rows of a parameter along `dims`, or the sum of an offset.
-    """
-
-    start: c.Tensor | Literal["all", "centred", "ones"] | frozenset[Generators]
-    sizes: tuple[int, ...]
-    dims: Dims
-    rows: int
-    fixed: bool = False
-    """Whether this is one vector that is added at every input, a part of the offset."""
-    steps: tuple[Step, ...] = ()
-
-    def then(self, *steps: Step) -> Generators:
-        return replace(self, steps=(*self.steps, *steps))
-
+from torchgauge.spaces.steps import Centre, Dims, Generators, Map, Pad, Scale, Step, View
 
 Span = frozenset[Generators] | None
 """Generators of all values of a tensor; None for everything."""

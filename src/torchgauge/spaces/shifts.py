@@ -174,8 +174,18 @@ class ShiftPass:
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
         t = self.sources.bare(t)
         if self.sources.is_static(t) and t.role not in ("const", "buffer"):
-            return self._entering(k, t, full(t.shape), "bias", direct=isinstance(k, c.Add) and k.alpha != 0.0)
+            return self._entering(k, t, self._own(t), "bias", direct=isinstance(k, c.Add) and k.alpha != 0.0)
         return self.terms(t)
+
+    def _own(self, t: c.Tensor) -> frozenset[Factor]:
+        """Where a view of a parameter varies: not along what was expanded."""
+        made = self.makers.get(t) if t.role == "data" else None
+        if isinstance(made, c.Reshape):
+            return _spread(self._own(made.x), made.x.shape, t.shape)
+        if isinstance(made, c.Permute):
+            places = {d: i for i, d in enumerate(made.dims)}
+            return Term(self._own(made.x), direct=True).moved(places)
+        return self._own(made.x) if isinstance(made, (c.Expand, c.Slice)) else full(t.shape)
 
     def _contracted(self, k: c.Contract) -> Terms:
         out: Terms = {}
@@ -183,7 +193,7 @@ class ShiftPass:
         if self.sources.is_static(y):
             own = [i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window]
             places = {d: k.out_labels.index(a) for d, a in enumerate(xl) if a in k.out_labels}
-            for s, t in self.terms(x).items():
+            for s, t in (self._operand(k, x) if self.sources.is_static(x) else self.terms(x)).items():
                 out[s] = Term(t.moved(places) | full(k.out.shape, own), False)
             relation = self.sources.reader(k, y)
             if relation is not None and (relation.constant or relation.offsets):

@@ -248,6 +248,8 @@ class Sources:
             way = self._lifted(Pattern(frozenset([0])), end, t)
             if way is not None:
                 yield Entry(k, end, "rows", way)
+        elif isinstance(k, c.Contract) and self.reads_static(k, end):
+            yield Entry(k, end, "bias")
         elif isinstance(k, c.Contract):
             relation = self.reader(k, end)
             if relation is not None:
@@ -280,6 +282,11 @@ class Sources:
         if swap:
             return k.y, k.x, k.y_labels, k.x_labels
         return k.x, k.y, k.x_labels, k.y_labels
+
+    def reads_static(self, k: c.Contract, t: c.Tensor) -> bool:
+        """Whether a weight reads a tensor that is itself a parameter, such as a learned query."""
+        x, y, _, _ = self.operands(k)
+        return self.bare(x) is t and x is not y and self.is_static(x) and self.is_static(y) and not k.window
 
     def averages(self, k: c.Contract) -> bool:
         """Weights that sum to one over the contracted dimension."""

@@ -1,0 +1,84 @@
+"""Linear maps whose numbers are parameters, as steps: what kernels and ranges are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torchgauge.spaces import constraints as c
+
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Multiply by a weight and sum over what both have; the change's labels before and after."""
+
+    weight: c.Tensor
+    before: tuple[str, ...]
+    labels: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply by gain^power along one of the change's axes."""
+
+    gain: c.Tensor
+    power: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class View:
+    """Bring the change's axes into an order, narrow one of them, or regroup them."""
+
+    order: tuple[int, ...] | None = None
+    narrow: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Take the mean off."""
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Become a part of a longer axis, with zeros beside it."""
+
+    axis: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Against:
+    """Multiply by vectors that another tensor may hold, and sum over what is not kept."""
+
+    span: frozenset[Generators]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+Step = Map | Scale | View | Centre | Pad | Against
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Vectors that span a part of the values: where they start, and the steps that lead on.
+
+    `start`: "all" vectors of the given sizes, "centred" all whose entries sum to zero, "ones" the constant one, the
+    rows of a parameter along `dims`, or the sum of an offset.
+    """
+
+    start: c.Tensor | Literal["all", "centred", "ones"] | frozenset[Generators]
+    sizes: tuple[int, ...]
+    dims: Dims
+    rows: int
+    fixed: bool = False
+    """Whether this is one vector that is added at every input, a part of the offset."""
+    steps: tuple[Step, ...] = ()
+
+    def then(self, *steps: Step) -> Generators:
+        return replace(self, steps=(*self.steps, *steps))
