@@ -74,6 +74,18 @@ def test_random_image_network(tree: Tree, head: bool, train: bool) -> None:
     assert_never_wrong(network(tree, "image", head, train))
 
 
+FOUND: tuple[Tree, ...] = (
+    ("sum_of_halves", "batch_norm_plain", "constant_minus", "with_own_relu"),
+    (("beside", ("batch_norm",)), "normalise"),
+)
+
+
+@pytest.mark.parametrize("tree", FOUND)
+def test_networks_that_were_wrong_once(tree: Tree) -> None:
+    for head in (False, True):
+        assert_never_wrong(network(tree, "sequence", head))
+
+
 @pytest.mark.parametrize("kind", ["sequence", "image"])
 @pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_every_leaf_alone_and_behind_relu(leaf: str, kind: Kind) -> None:

@@ -22,8 +22,10 @@ SHAPES = {
     "table": (V, D),
     "gain": (D,),
     "log": (D,),
+    "low": (4, D),
+    "ask": (D,),
 }
-SHARED = ("linear", "bias", "place", "column", "number", "table", "log", "gain")
+SHARED = ("linear", "bias", "place", "column", "number", "table", "log", "gain", "low", "ask")
 PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda x, y: x + y,
     "minus": lambda x, y: x - 2 * y,
@@ -38,6 +40,10 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "scale": lambda x, y: 0.7 * x,
     "sum": lambda x, y: x + x.sum(-1, keepdim=True),
     "shuffle": lambda x, y: x.transpose(0, 1).reshape(T, T, 2, 2).flatten(2).transpose(0, 1),
+    "tokens": lambda x, y: torch.cat((x[:, :1], y[:, 1:]), 1),
+    "joined": lambda x, y: F.layer_norm(torch.cat((x, y), -1), (2 * D,))[..., 1 : D + 1],
+    "filter": lambda x, y: x + F.avg_pool1d(y.mT, 3, 1, 1, count_include_pad=False).mT,
+    "across": lambda x, y: ((x.mT - 0.3) * torch.arange(1.0, D + 1, dtype=x.dtype)[:, None]).mT,
     "halves": lambda x, y: torch.cat((x[..., :2], y[..., 2:]), -1),
 }
 WEIGHTS = {"linear": 6, "bias": 5, "add": 4, "table": 2, "norm": 2, "score": 2}
@@ -97,6 +103,13 @@ class Acyclic(nn.Module):
                 xs.append(x + p[ids])
             elif kind == "gain":
                 xs.append(x * p)
+            elif kind == "low":  # a narrow map and a wide one, two parts of one parameter
+                xs.append((x @ p[:2].T) @ p[2:] + (x if u < 0.3 else 0))
+            elif kind == "ask":  # one learned query, mapped as other vectors are where there is a map
+                query = p @ next(
+                    (w for n, w in self.pool.items() if n.startswith("linear")), torch.eye(D, dtype=x.dtype)
+                )
+                xs.append(x + (x @ query).softmax(-1)[..., None] * x if u < 0.5 else x + query)
             elif kind == "log":
                 xs.append(x * torch.exp(p) if u < 0.4 else torch.exp((torch.tanh(x) + p) * (0.5 if u < 0.6 else 1.0)))
             elif p is not None:

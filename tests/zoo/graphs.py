@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.zoo.heads import STEPS, InHeads
+
 Step = str | tuple[str, tuple[Any, ...]]
 Tree = tuple[Step, ...]
 Kind = Literal["sequence", "image"]
@@ -267,6 +269,15 @@ def rotary_attention(m: Maker, n: int) -> Made:
     return Op(forward, **parts), n
 
 
+def in_heads(m: Maker, n: int) -> Made:
+    """One to four steps on heads."""
+    names = tuple(m.draw.choice(sorted(STEPS)) for _ in range(m.draw.randint(1, 4)))
+    inner = InHeads(n, n, names, m.draw.random() < 0.5, m.draw.random() < 0.3)
+    if m.kind == "sequence":
+        return inner, n
+    return Op(lambda s, x: s.inner(x.flatten(2).mT).mT.reshape(x.shape), inner=inner), n
+
+
 def self_gram(m: Maker, n: int) -> Made:
     if m.kind == "image":
         return None
@@ -319,6 +330,7 @@ LEAVES: dict[str, Callable[[Maker, int], Made]] = {
     "attention": attention,
     "rotary_attention": rotary_attention,
     "self_gram": self_gram,
+    "in_heads": in_heads,
     "depthwise_after_split": depthwise_after_split,
     "depthwise": convolution(groups="all"),
     "grouped": convolution(groups="two"),

@@ -118,7 +118,7 @@ class FrameStage:
     def leg_charge(self, leg: Leg) -> Charge:
         label, root = leg.label, leg.root
         if label.dress and not root.kind.vector:
-            extra = sum((self.frames.frames.gain_axes[g][1].scaled(p) for g, p in label.dress), NONE)
+            extra = sum((self.frames.frames.gain_axes[g].trade.scaled(p) for g, p in label.dress), NONE)
             label = replace(label, dress=(), charge=label.charge + extra)
         return label.charge + (root.charge.scaled(-1 if label.flip else 1) if root.charge else NONE)
 
@@ -269,7 +269,8 @@ class FrameStage:
             if leg.root.kind.vector and leg.root in g.mats:
                 t = self._turn(g, leg, t, roots, layout.groups, old, new, duals)
             elif leg.root.kind.vector and leg.label.dress:
-                t = t * _along(self.dress(leg, new) / self.dress(leg, old), leg.dim, t.ndim)
+                t = t * self.dress(leg, new, roots, layout.groups)
+                t = t / self.dress(leg, old, roots, layout.groups, g.perms)
         if not name.startswith("buffer:"):
             t = self._scaled(g, name, t, roots, layout.groups)
         return t.reshape(old[name].shape)
@@ -294,12 +295,29 @@ class FrameStage:
             t = t * torch.exp(log)
         return t if sign is None else t * sign
 
-    def dress(self, leg: Leg, coordinates: Coordinates) -> Tensor:
-        """Product of the gains [n] that conjugate a leg's frame."""
+    def dress(
+        self,
+        leg: Leg,
+        coordinates: Coordinates,
+        roots: tuple[Axis, ...],
+        groups: tuple[int, ...],
+        perms: Mapping[Axis, Tensor] | None = None,
+    ) -> Tensor:
+        """Product of the gains that conjugate a leg's frame, to broadcast over a block; `perms`: read permuted."""
         out = None
-        for gain, power in leg.label.dress:
-            key = gain.name if gain.role == "param" else f"buffer:{gain.name}"
-            value = coordinates[key].reshape(-1) ** power
+        for tensor, power in leg.label.dress:
+            key = tensor.name if tensor.role == "param" else f"buffer:{tensor.name}"
+            gain = self.frames.frames.gain_axes[tensor]
+            axes = [leaf for axis in gain.axes for leaf in ([axis] if axis is gain.own else axis.leaves())]
+            own = [axis is gain.own for axis in axes]
+            value = coordinates[key].reshape([axis.size for axis in axes])
+            inside = tuple(_ANY if mine else axis.root for axis, mine in zip(axes, own, strict=True))
+            value = self.pull(value, inside, perms or {})
+            places = [
+                leg.dim if mine else place_of(root, roots, groups, leg.dim)
+                for root, mine in zip(inside, own, strict=True)
+            ]
+            value = _placed(value, places, len(roots)) ** power
             out = value if out is None else out * value
         assert out is not None
         return out
@@ -321,14 +339,14 @@ class FrameStage:
                 duals[leg.root] = torch.linalg.inv(m).mT
             m = duals[leg.root]
         if leg.label.dress:
-            t = t * _along(1 / self.dress(leg, old), leg.dim, t.ndim)
+            t = t / self.dress(leg, old, roots, groups, g.perms)
         letters = string.ascii_letters[: t.ndim]
         batch = "".join(letters[place_of(d, roots, groups, leg.dim)] for d in depends(leg.root))
         here = letters[leg.dim]
         out = letters.replace(here, "Z")
         t = torch.einsum(f"{batch}Z{here},{letters}->{out}", m, t)
         if leg.label.dress:
-            t = t * _along(self.dress(leg, new), leg.dim, t.ndim)
+            t = t * self.dress(leg, new, roots, groups)
         return t
 
 
@@ -368,8 +386,14 @@ def _order(places: list[int]) -> list[int]:
     return sorted(range(len(places)), key=lambda i: places[i])
 
 
-def _along(vector: Tensor, dim: int, ndim: int) -> Tensor:
-    return vector.reshape([-1 if i == dim else 1 for i in range(ndim)])
+def _placed(array: Tensor, places: list[int], ndim: int) -> Tensor:
+    """An array whose dimensions go to the given places among `ndim`."""
+    assert -1 not in places, "a gain depends on an axis that the array lacks"
+    array = array.permute(*_order(places)) if places else array
+    shape = [1] * ndim
+    for place, n in zip(sorted(places), array.shape, strict=True):
+        shape[place] = n
+    return array.reshape(shape)
 
 
 def _spread(
@@ -387,9 +411,4 @@ def _spread(
             places.append(-1)
     keep = [k for k, p in enumerate(places) if p >= 0]
     array = array.reshape([array.shape[k] for k in keep])
-    real = [places[k] for k in keep]
-    array = array.permute(*_order(real)) if real else array
-    shape = [1] * ndim
-    for place, n in zip(sorted(real), array.shape, strict=True):
-        shape[place] = n
-    return array.reshape(shape)
+    return _placed(array, [places[k] for k in keep], ndim)

@@ -267,16 +267,18 @@ class _Run:
         (e,) = s.entries
         shape = s.shape
         index = self._placed(s, e, torch.arange(prod(shape)).reshape(shape))
+        factor = torch.ones(index.shape, dtype=torch.float64)
         for t in reversed(path):
             k = self.makers[t]
             if isinstance(k, c.Add) and (k.y in path or (k is s.at and self.sources.bare(k.y) is e.tensor)):
-                wanted = wanted / k.alpha
+                factor = factor * k.alpha
             elif isinstance(k, c.Mul):
-                wanted = wanted / self.value_of(k.y) ** k.power
+                factor = factor * self.value_of(k.y) ** k.power
             elif isinstance(k, c.Reshape):
-                index = index.expand(k.x.shape).reshape(k.out.shape)
+                index, factor = (x.expand(k.x.shape).reshape(k.out.shape) for x in (index, factor))
             elif isinstance(k, (c.Permute, c.Expand)):
-                index = apply_view(k, index)
+                index, factor = apply_view(k, index), apply_view(k, factor)
+        wanted = wanted / factor
         if e.kind == "relation":
             assert e.relation is not None
             wanted = wanted / self.constant(e.relation)

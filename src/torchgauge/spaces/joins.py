@@ -88,7 +88,7 @@ class Frames(Ledger):
 
     def _join_gains(self, root: Axis) -> None:
         for gain in sorted(root.gains, key=lambda g: g.name):
-            gain_axis = self.gain_axes[gain][0]
+            gain_axis = self.gain_axes[gain].own
             if gain_axis.root is not root.root:
                 self.join_index(gain_axis, root)
 
@@ -162,6 +162,17 @@ class Frames(Ledger):
             kept = frozenset(d for d in root.depends if all(g in allowed and g not in self.mixed for g in d.ground()))
             if kept != root.depends:
                 root.depends = kept
+
+    def limit_dress(self, axis: Axis, allowed: frozenset[Axis]) -> bool:
+        """The gains that conjugate a frame may depend on these index axes only; returns whether matrices were lost."""
+        lost = False
+        for leaf in axis.leaves():
+            root, label = leaf.find()
+            if root.kind.vector and any(not self.gain_axes[gain].index <= allowed for gain, _ in label.dress):
+                self._flatten(leaf, both=True)
+                self._to_index(leaf.root)
+                lost = True
+        return lost
 
     # -- joining -----------------------------------------------------------------------------------------------
     def equate(self, a: Axis, b: Axis, label: Label) -> bool:

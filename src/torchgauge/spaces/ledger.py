@@ -9,6 +9,22 @@ from torchgauge.spaces.charges import NONE, Charge, System
 from torchgauge.spaces.constraints import Constraint, Tensor
 
 
+@dataclass(frozen=True)
+class Gain:
+    """A gain that frames pass by conjugation."""
+
+    own: Axis
+    """Its axis along the vectors."""
+    axes: tuple[Axis, ...]
+    """All its axes in order; those other than `own` are indices that the gain depends on too."""
+    trade: Charge
+    """The charge that it may trade (for classes that collapse)."""
+
+    @property
+    def index(self) -> frozenset[Axis]:
+        return frozenset(g for a in self.axes if a is not self.own for g in a.ground())
+
+
 @dataclass
 class Ledger:
     """The equations between charges, and what may be read from them; the operator at work gives source and reason."""
@@ -16,8 +32,7 @@ class Ledger:
     system: System = field(default_factory=System)
     covers: list[Axis] = field(default_factory=list)
     """Axes in front of layer norms."""
-    gain_axes: dict[Tensor, tuple[Axis, Charge]] = field(default_factory=dict)
-    """Gain tensor → its own axis and the charge it may trade (for classes that collapse)."""
+    gain_axes: dict[Tensor, Gain] = field(default_factory=dict)
     mixed: set[Axis] = field(default_factory=set)
     """Axes of which several choices meet, so that nothing may depend on the index."""
     crossed: list[Axis] = field(default_factory=list)
@@ -41,7 +56,7 @@ class Ledger:
         root, label = axis.find()
         charge = label.charge
         for gain, power in label.dress:
-            charge = charge + self.gain_axes[gain][1].scaled(power)
+            charge = charge + self.gain_axes[gain].trade.scaled(power)
         axis.label = Label(label.flip, charge)
         axis.parent = root
         return axis.label

@@ -96,7 +96,8 @@ class Ranges:
             if span is None or dims is None or chosen not in (None, dims):
                 return None
             chosen = dims
-            spans.append(span)
+            # the offsets of several uses vanish one by one, and not their sum
+            spans.append(span if len(uses) == 1 else _loose(span) or NOTHING)
         if chosen is None:
             return None
         together = NOTHING.union(*spans)

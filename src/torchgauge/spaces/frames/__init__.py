@@ -32,6 +32,8 @@ class FramePass(FrameState):
         for out, name in zip(self.program.outputs, self.program.output_names, strict=True):
             self.frames.source, self.frames.reason, self.frames.at = out.source, f"{name} is observed", None
             self.freeze(self.value(out))
+        self._undress()
+        self._place_charges()
         for tensor in self.program.params.values():
             self._close(tensor)
         crossed = {g for axis in self.frames.crossed for g in axis.ground()}
@@ -49,6 +51,47 @@ class FramePass(FrameState):
                 for axis in selection.entries(self, t):
                     self.frames.pin(axis)
 
+    def _undress(self) -> None:
+        """What other tensors were joined to later may hold gains that depend on an index that this tensor lacks."""
+        if not any(gain.index for gain in self.frames.gain_axes.values()):
+            return
+        while any(self._dressed_within(value) for value in self.values.values()):
+            pass
+
+    def _dressed_within(self, value: Value) -> bool:
+        """Gains on a tensor's axes depend on no index that the tensor lacks; returns whether that took a frame."""
+        grounds = [g for a in value.axes for g in a.ground()]
+        once = frozenset(g for g in grounds if grounds.count(g) == 1)
+        lost = [axis for axis in value.axes if self.frames.limit_dress(axis, once)]
+        if lost:
+            total = self.total(value)
+            outside = {g for v in total.variables() for g in v.support() if g not in grounds}
+            self.frames.system.constant(total, outside, self.frames.reason)
+        return bool(lost)
+
+    def _place_charges(self) -> None:
+        """A charge is a function of its tensor's own indices, each of which must stand at one place.
+
+        Equations know an index by its axis. Where an axis stands at two places, of one tensor or of two that meet,
+        f(i) g(j) and f(i) g(i) look alike to them, so nothing may depend on it.
+        """
+        constant = self.frames.system.constant
+        for tensor, value in self.values.items():
+            if tensor.role == "param":
+                continue
+            grounds = [g for a in value.axes for g in a.ground()]
+            total = self.total(value)
+            outside = {g for v in total.variables() for g in v.support()} - set(grounds)
+            constant(total, outside, f"{tensor.name} has no such axis")
+            twice = {g for g in grounds if grounds.count(g) > 1 and g.kind is Kind.INDEX}
+            if twice and self.gain_tensor(tensor).role != "param":
+                for part in (value.charge, *(self.frames.total(leaf) for leaf in value.leaves())):
+                    constant(part, twice, "an axis stands twice in one tensor")
+        for (x, mine), (y, other) in self.meetings:
+            both = {g for a in mine for g in a.ground()} & {g for a in other for g in a.ground()}
+            for value in (x, y):
+                constant(self.total(value), both, "an axis stands in two places")
+
     def _close(self, tensor: c.Tensor) -> None:
         """A parameter's charge can only vary along the parameter's own axes."""
         value = self.value(tensor)
@@ -57,12 +100,21 @@ class FramePass(FrameState):
         grounds = [g for a in value.axes for g in a.ground()]
         twice = {g for g in grounds if grounds.count(g) > 1}
         self.frames.system.constant(value.charge, twice, f"an axis stands twice in {tensor.name}")
+        if tensor not in self.frames.gain_axes:
+            vectors = [g for g in own if g.kind.vector]
+            self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")
         for part in (total.magnitude, total.signs):
             outside = {g for v in part.variables() for a in v.axes for g in a.ground() if g not in own}
             self.frames.system.constant(part, outside, f"{tensor.name} has no such axis")
-        for axis in value.axes:
-            for ground in axis.ground():
-                self.frames.limit_depends(ground, frozenset(own))
+        for dim in value.dims:
+            # where an index stands twice, a frame goes with the one in its own dimension
+            here = [g for axis in dim for g in axis.ground()]
+            near = frozenset(g for g in own if here.count(g) == 1 or grounds.count(g) == 1)
+            for axis in dim:
+                for leaf in axis.leaves():
+                    self.frames.limit_depends(leaf, near)
+                    far = {g for g in own - near if g is not leaf.root}
+                    self.frames.system.constant(self.frames.total(leaf), far, f"an axis stands twice in {tensor.name}")
 
     def _checked(self, value: Value) -> Value:
         """A frame may depend only on indices that the tensor has; an axis that stands twice keeps no scale."""
@@ -70,6 +122,7 @@ class FramePass(FrameState):
         own = frozenset(axes) | frozenset(v for a in axes if a.view_of is not None for v in (a.view_of.root,))
         for ground in axes:
             self.frames.limit_depends(ground, own)
+        self._dressed_within(value)
         if not self.all_fresh(value):
             vectors = [g for g in axes if g.kind.vector]
             self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")

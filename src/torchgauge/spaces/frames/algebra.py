@@ -6,6 +6,7 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.axes import Axis, Kind, Label, attached, common
 from torchgauge.spaces.charges import NONE, Charge, Var
 from torchgauge.spaces.frames.state import Dim, FrameState, Value, step
+from torchgauge.spaces.ledger import Gain
 
 
 @step.register
@@ -24,6 +25,9 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
             state.frames.pin(axis)
     _settle_contraction(state, x, xd, summed)
     _settle_contraction(state, y, yd, summed)
+    apart = [tuple(axis for a, dim in dims.items() if a not in shared for axis in dim) for dims in (xd, yd)]
+    if all(apart):
+        state.meetings.append(((x, apart[0]), (y, apart[1])))
     charge = x.charge + y.charge
     kept = NONE
     for a in batch:
@@ -34,6 +38,8 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
     carrier: Axis | None = None
     for a in summed:
         for p, q in state.frames.match(list(xd[a]), list(yd[a])):
+            _keep_aligned(state, p, xd, shared)
+            _keep_aligned(state, q, yd, shared)
             charge, index = _contract_pair(state, p, q, charge, fresh)
             carrier = carrier or q
             if index:
@@ -76,6 +82,9 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
     lost = [axis for dims in (xd, yd) for a, dim in dims.items() if a not in k.out_labels for axis in dim]
     gone = [g for axis in lost for g in axis.ground() if g not in left]
     state.frames.system.constant(state.total(out), gone, state.frames.reason)
+    # an index that is summed here and kept there: a charge along the one is none along the other
+    both_here = [g for axis in lost for g in axis.ground() if g in left]
+    state.frames.system.constant(charge, both_here, "an axis is summed over and kept")
     return out
 
 
@@ -83,6 +92,14 @@ def _settle_contraction(state: FrameState, x: Value, dims: dict[str, Dim], summe
     vectors = frozenset(axis for a in summed for axis in dims[a] if axis.view_of is not None)
     for axis in vectors:
         state.frames.settle(axis, vectors)
+
+
+def _keep_aligned(state: FrameState, axis: Axis, dims: dict[str, Dim], shared: list[str]) -> None:
+    """A frame that is summed over meets its dual at one index: it may depend on indices that both operands share."""
+    found = [g for dim in dims.values() for other in dim for g in other.ground()]
+    aligned = frozenset(g for a in shared for other in dims[a] for g in other.ground() if found.count(g) == 1)
+    state.frames.limit_depends(axis, aligned)
+    state.frames.limit_dress(axis, aligned)
 
 
 def _contract_pair(state: FrameState, p: Axis, q: Axis, charge: Charge, fresh: bool) -> tuple[Charge, bool]:
@@ -195,28 +212,56 @@ def _mul_constant(state: FrameState, x: Value, t: c.Tensor, out: c.Tensor) -> Va
 
 
 def _dress(state: FrameState, x: Value, y: Value, gain: c.Tensor, power: int) -> Value | None:
-    """A gain along one vector axis: the frame goes through, conjugated (theory section 2a)."""
-    spans = [i for i, d in enumerate(y.dims) if d]
-    if len(spans) != 1 or gain.role not in ("param", "buffer", "data") or not _is_gain(state, gain):
+    """A gain along one vector axis, and any index axes: the frame goes through, conjugated (theory section 2)."""
+    tensor, axis = state.gain_tensor(gain), _turned(x, y)
+    if axis is None or tensor.role not in ("param", "buffer"):
         return None
-    dim = x.dims[spans[0]]
-    leaves = [leaf for a in dim for leaf in a.leaves()]
-    if len(leaves) != 1 or leaves[0].view_of is not None:
+    pairs = _paired(state, x, y)
+    own = [q for p, q in pairs if p is axis]
+    if len(own) != 1 or not axis.root.kind.vector or own[0].root is axis.root:
         return None
-    axis = leaves[0]
-    root = axis.root
-    own = y.dims[spans[0]][0]
-    if not root.kind.vector or root.views or root.kind.plane or own.root is root:
+    if own[0].view_of is not None:
+        state.frames.settle(own[0], frozenset(own))
+    known = state.frames.gain_axes.setdefault(tensor, Gain(own[0], tuple(q for _, q in pairs), y.charge))
+    if known.own is not own[0]:
         return None
-    tensor = state.gain_tensor(gain)
-    state.frames.gain_axes.setdefault(tensor, (own, y.charge))
+    for p, q in pairs:
+        if p is not axis:
+            state.frames.join_index(p, q)
     tensor.trade = y.charge
-    root.gains.add(tensor)
+    axis.root.gains.add(tensor)
     new = attached(axis, Label(dress=((tensor, power),)), axis.name)
-    dims = tuple((new,) if i == spans[0] else d for i, d in enumerate(x.dims))
+    dims = tuple(tuple(new if a is axis else a for a in _leaves(d)) if axis in _leaves(d) else d for d in x.dims)
     return Value(dims, x.charge)
 
 
-def _is_gain(state: FrameState, t: c.Tensor) -> bool:
-    """A parameter or buffer vector, as it is or reshaped to broadcast."""
-    return state.gain_tensor(t).role in ("param", "buffer")
+def _turned(x: Value, y: Value) -> Axis | None:
+    """The one axis of x, along the dimensions of y, that matrices turn."""
+    if any(dy and not dx for dx, dy in zip(x.dims, y.dims, strict=True)):
+        return None
+    leaves = [leaf for dx, dy in zip(x.dims, y.dims, strict=True) if dy for leaf in _leaves(dx)]
+    vectors = [a for a in leaves if a.root.kind.vector]
+    plain = len(vectors) == 1 and not any(a.view_of is not None or a.root.views for a in leaves)
+    return vectors[0] if plain and not vectors[0].root.kind.plane else None
+
+
+def _paired(state: FrameState, x: Value, y: Value) -> list[tuple[Axis, Axis]]:
+    """The axes of a gain y beside those of x along the same dimensions; none where y is divided otherwise."""
+    pairs: list[tuple[Axis, Axis]] = []
+    for dx, dy in zip(x.dims, y.dims, strict=True):
+        if not dy:
+            continue
+        left, right = _leaves(dx), _leaves(dy)
+        if len(left) == 1 and len(dy) == 1:
+            right = list(dy)
+        elif len(right) == 1 and right[0].root.fresh and right[0].view_of is None and not right[0].root.views:
+            state.frames.match(list(dx), list(dy))
+            right = _leaves(dy)
+        if [a.size for a in left] != [a.size for a in right]:
+            return []
+        pairs += zip(left, right, strict=True)
+    return pairs
+
+
+def _leaves(dim: Dim) -> list[Axis]:
+    return [leaf for axis in dim for leaf in axis.leaves() if leaf.size != 1]

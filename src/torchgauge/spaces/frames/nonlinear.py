@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.axes import Axis, Kind
-from torchgauge.spaces.charges import NONE, Charge
+from torchgauge.spaces.charges import NONE
 from torchgauge.spaces.frames.state import FrameState, Value, step
 
 
@@ -39,6 +39,7 @@ def _normalize(k: c.Normalize, state: FrameState) -> Value:
     vectors = frozenset(a for a in inside if a.view_of is not None)
     for axis in vectors:
         state.frames.settle(axis, vectors)
+    state.keep_apart(x, k.dims)
     single = len(inside) == 1 and inside[0].leaves() == inside and not k.others
     for i, d in enumerate(x.dims):
         for axis in d:
@@ -46,6 +47,8 @@ def _normalize(k: c.Normalize, state: FrameState) -> Value:
                 state.frames.narrow(axis, Kind.INDEX)
             elif not (single and kind is Kind.O1):
                 state.frames.narrow(axis, kind)
+    for t in k.others:  # before any charge is read: blocks may share their axes, and a frame that collapses has charges
+        _narrowed(state, k, state.value(t), kind)
     out = x
     if single and kind is Kind.O1:
         behind = state.frames.normalized(inside[0])
@@ -55,26 +58,26 @@ def _normalize(k: c.Normalize, state: FrameState) -> Value:
     scale = total if k.kind == "layer" else total.magnitude
     state.frames.system.constant(scale, inside, state.frames.reason)
     for t in k.others:
-        _one_scale(state, k, scale, state.value(t), kind)
+        other = state.total(state.value(t))
+        state.frames.system.zero((other if k.kind == "layer" else other.magnitude) - scale, state.frames.reason)
     if k.eps > 0:
         state.frames.system.zero(total.magnitude, "a scale changes the weight of ε", soft=True)
     return state.scalar(out, total.signs)
 
 
-def _one_scale(state: FrameState, k: c.Normalize, scale: Charge, y: Value, kind: Kind) -> None:
-    """Another block of what is normalised: an orthogonal frame of its own, and the scale of the rest."""
+def _narrowed(state: FrameState, k: c.Normalize, y: Value, kind: Kind) -> None:
+    """Another block of what is normalised: an orthogonal frame of its own."""
     for i, d in enumerate(y.dims):
         for axis in d:
             state.frames.narrow(axis, kind if i in k.dims else Kind.INDEX)
-    total = state.total(y)
-    other = total if k.kind == "layer" else total.magnitude
-    state.frames.system.zero(other - scale, state.frames.reason)
+    state.keep_apart(y, k.dims)
 
 
 @step.register
 def _softmax(k: c.Softmax, state: FrameState) -> Value:
     x = state.value(k.x)
     state.index_all(x)
+    state.keep_apart(x, (k.dim,))
     state.frames.system.zero(state.total(x), state.frames.reason)
     return x
 

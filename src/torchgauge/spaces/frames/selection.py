@@ -22,6 +22,7 @@ from torchgauge.spaces.frames.state import Dim, FrameState, Value, step
 def _choice(k: c.Choice, state: FrameState) -> Value:
     x = state.value(k.x)
     state.index_all(x)
+    state.keep_apart(x, (k.dim,))
     total = state.total(x)
     # the order of the entries: c x, c > 0 the same for all of them
     state.frames.system.zero(total.signs, state.frames.reason)

@@ -40,6 +40,8 @@ class FrameState:
     values: dict[c.Tensor, Value] = field(default_factory=dict)
     charges: dict[c.Tensor, Var] = field(default_factory=dict)
     """Free charge of every parameter, one number per entry as far as the equations allow."""
+    meetings: list[tuple[tuple[Value, Dim], tuple[Value, Dim]]] = field(default_factory=list)
+    """The two tensors of every contraction, each with the axes that the other does not share."""
     merged: dict[tuple[Axis, ...], Axis] = field(default_factory=dict)
     """Products of axes from whose entries some are chosen → an axis that numbers all of them."""
 
@@ -81,6 +83,15 @@ class FrameState:
         """The same axes with the explicit charge that makes the total equal `charge` (all axes are indices)."""
         legs = sum((self.frames.total(leaf) for leaf in value.leaves()), NONE)
         return Value(value.dims, charge - legs)
+
+    def keep_apart(self, x: Value, dims: tuple[int, ...]) -> None:
+        """What acts along some dimensions sees one frame on all others, wherever it looks."""
+        inside = {g for d in dims for a in x.dims[d] for g in a.ground()}
+        for i, dim in enumerate(x.dims):
+            for axis in dim if i not in dims else ():
+                for ground in axis.ground():
+                    allowed = frozenset(g for d in ground.depends for g in d.ground() if g not in inside)
+                    self.frames.limit_depends(ground, allowed)
 
     def born_rigid(self, t: c.Tensor) -> Value:
         return Value(tuple(() if n == 1 else (Axis(n, t.name, Kind.INDEX, pinned=True),) for n in t.shape))
@@ -132,7 +143,7 @@ class FrameState:
     def gain_tensor(self, t: c.Tensor) -> c.Tensor:
         while t.role == "data":
             made = self.makers.get(t)
-            if not isinstance(made, c.Reshape) or squeezed(made.x.shape) != squeezed(t.shape):
+            if not isinstance(made, c.Reshape):
                 return t
             t = made.x
         return t
@@ -168,7 +179,3 @@ class FrameState:
 def step(k: c.Constraint, state: FrameState) -> Value:
     """The value of `k.out`, with what the constraint asks of the frames of its inputs."""
     raise TypeError(f"no frame rule for {type(k).__name__}")
-
-
-def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n for n in shape if n != 1)
