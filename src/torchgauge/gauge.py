@@ -239,6 +239,11 @@ class GaugeGroup:
             out += [(stage.name(key), i, key, stage.shape(key)) for key in stage.free]
         return [g for g in out if _numel(g[3])]
 
+    def projected(self, i: int) -> bool:
+        """Whether only a part of the coordinates of a generator family counts, which depends on other weights."""
+        _, stage, key, shape = self.generators[i]
+        return stage != FRAMES and self.additive[stage - 1].dimension(key) < _numel(shape)
+
     @property
     def tangent_count(self) -> int:
         return sum(_numel(shape) for *_, shape in self.generators)

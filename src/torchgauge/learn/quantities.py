@@ -155,7 +155,8 @@ def of_group(
     if trainable is not None:
         trained = {group.ties.get(name, name) for name in trainable}
         families = [i for i in families if trained.issuperset(generators.moved[i])]
-    families = [i for i in families if generators.moved[i]]
+    # what other weights project, which stand still, is no gradient: mixed derivatives would differ
+    families = [i for i in families if generators.moved[i] and not group.projected(i)]
     spaces = [
         (group, kind)
         for space in closed(generators, families, limit)
