@@ -19,6 +19,7 @@ from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
 from torchgauge.spaces.frames import FramePass
+from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.shifts import ShiftPass
 
 
@@ -75,4 +76,5 @@ def _additive(program: Program) -> list[Additive]:
     """The stages behind the frames."""
     patterns = PatternPass(program)
     shifts = ShiftPass(program, patterns, RelationPass(program)).run()
-    return [ShiftStage(shifts), InvisibleStage(program, patterns, shifts), RangeStage(program, shifts.sources)]
+    ranges = Ranges(program, shifts.sources)
+    return [ShiftStage(shifts), InvisibleStage(program, patterns, shifts, ranges), RangeStage(program, ranges)]

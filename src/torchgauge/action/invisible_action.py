@@ -59,6 +59,7 @@ class InvisibleStage(Additive):
     program: c.Program
     patterns: PatternPass
     shifts: ShiftPass
+    ranges: Ranges
 
     @property
     def found(self) -> list[Writer]:
@@ -82,7 +83,7 @@ class InvisibleStage(Additive):
     @cached_property
     def writers(self) -> list[Writer]:
         out: list[Writer] = []
-        kernels = Kernels(self.program, self.shifts.sources, Ranges(self.program, self.shifts.sources))
+        kernels = Kernels(self.program, self.shifts.sources, self.ranges)
         for t in self.shifts.sources.parts:
             pattern, found = self.patterns.of(t), []
             if pattern is not None and (len(pattern.dims) == 1 or not pattern.gains):

@@ -25,7 +25,11 @@ class RangeStage(Additive):
     """Additive: an arbitrary tensor per reader, of which the part across the range counts."""
 
     program: c.Program
-    sources: Sources
+    ranges: Ranges
+
+    @property
+    def sources(self) -> Sources:
+        return self.ranges.sources
 
     @property
     def found(self) -> list[Reader]:
@@ -48,7 +52,7 @@ class RangeStage(Additive):
 
     @cached_property
     def readers(self) -> list[Reader]:
-        return sorted(Ranges(self.program, self.sources).readers(), key=lambda r: r.tensor.name)
+        return sorted(self.ranges.readers(), key=lambda r: r.tensor.name)
 
     def act(self, values: Mapping[Reader, Tensor], params: Coordinates) -> Coordinates:
         """Readers as they were give projectors, which the change itself leaves alone."""
