@@ -94,6 +94,13 @@ def test_right_group_is_sound_and_complete(whole: tg.Certificate) -> None:
     assert whole.rows >= 2 * 32
 
 
+def test_a_single_tensor_is_the_only_argument(whole: tg.Certificate) -> None:
+    net, x = relu_net(), torch.randn(8, 3)
+    group = tg.infer(net, x)
+    assert group.dimension == tg.infer(net, (x,)).dimension == whole.orbit_dimension
+    assert tg.certify(net, x, group=group).rows == tg.certify(net, (x,), group=group).rows
+
+
 def test_certificate_prints_and_converts(whole: tg.Certificate) -> None:
     assert "nullity 5 = orbit 5 + hidden 0" in str(whole)
     assert json.loads(json.dumps(whole.to_dict()))["hidden"] == 0

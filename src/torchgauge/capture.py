@@ -207,14 +207,18 @@ def state_of(model: nn.Module) -> State:
     return State(params, buffers, ties, frozenset(unsaved & whole))
 
 
+def positional(args: Any) -> tuple[Any, ...]:
+    """Positional arguments as a tuple; what is no sequence is the only one."""
+    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
+
+
 def call_of(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Call:
     """The complete arguments of a call: bound against `forward`, caches of Hugging Face models switched off.
 
     Raises:
         InputError: the inputs cannot be bound to the signature of `forward`.
     """
-    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    kwargs = dict(kwargs or {})
+    args, kwargs = positional(args), dict(kwargs or {})
     signature = inspect.signature(model.forward)
     kinds = {p.kind for p in signature.parameters.values()}
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds and hasattr(getattr(model, "config", None), "use_cache")

@@ -24,13 +24,13 @@ from torchgauge.spaces.shifts import ShiftPass
 
 
 def infer(
-    model: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None, *, observable: Observable = "outputs"
+    model: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None, *, observable: Observable = "outputs"
 ) -> GaugeGroup:
     """Find the gauge group of a model.
 
     Args:
         model: an `nn.Module`, in the mode (train or eval) in which it is to be studied; may live on the meta device.
-        args: example inputs.
+        args: example inputs, a tuple or the only one.
         kwargs: example keyword inputs.
         observable: what of the function counts; "outputs": every floating tensor that the model returns;
             "probabilities": the softmax of its logits; or a function of what the model returns.

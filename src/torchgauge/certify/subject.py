@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchgauge import numerics
-from torchgauge.capture import state_of
+from torchgauge.capture import positional, state_of
 from torchgauge.certify.draws import Draws, reserved
 from torchgauge.errors import InputError
 
@@ -34,7 +34,7 @@ class Subject:
     def __init__(
         self,
         model: nn.Module,
-        args: Sequence[Any],
+        args: Any,
         kwargs: Mapping[str, Any],
         generator: torch.Generator,
         tell: Tell | None = None,
@@ -48,7 +48,7 @@ class Subject:
         self.names = [name for name, p in own.params.items() if p.is_floating_point()]
         self.parameters = sum(own.params[name].numel() for name in self.names)
         self.meta = any(t.is_meta for t in self._state.values())
-        self.args, self.kwargs = tuple(args), dict(kwargs)
+        self.args, self.kwargs = positional(args), dict(kwargs)
         self._draws: Draws | None = None
         self._generic: State | None = None
 

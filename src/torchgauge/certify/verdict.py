@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from torchgauge.gauge import GaugeGroup
 from torchgauge.infer import infer
 from torchgauge.observable import Observable, observed
 
-Twin = tuple[nn.Module, Sequence[Any], Mapping[str, Any]]
+Twin = tuple[nn.Module, Any, Mapping[str, Any]]
 
 # up to so many parameters the Jacobian is factored exactly
 EXACT = 6000
@@ -37,7 +37,7 @@ CLEAR = 2.0
 
 def certify(
     model: nn.Module,
-    args: Sequence[Any] = (),
+    args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     group: GaugeGroup | None = None,
@@ -56,7 +56,7 @@ def certify(
 
     Args:
         model: the module, left as it is; on the meta device only its twin is certified.
-        args: example positional arguments; further inputs are drawn in their shape.
+        args: example positional arguments, or the only one; further inputs are drawn in their shape.
         kwargs: example keyword arguments.
         group: the group to certify, inferred for the same observable; inferred here when None.
         samples: a fixed number of inputs for the nullity; as many as it takes when None.
@@ -78,7 +78,7 @@ def certify(
     model = observed(model, observable)
     if twin is not None:
         twin = (observed(twin[0], observable), *twin[1:])
-    group = group if group is not None else infer(model, tuple(args), dict(kwargs or {}))
+    group = group if group is not None else infer(model, args, kwargs)
     generator = torch.Generator().manual_seed(seed)
     with without_dropout(model) as dropped:
         subject = Subject(model, args, kwargs or {}, generator, tell)
@@ -192,7 +192,7 @@ def _on_twin(
             )
         else:
             module, args, kwargs = twin if twin is not None else twin_of(subject.model)
-            twin_group = infer(module, tuple(args), dict(kwargs))
+            twin_group = infer(module, args, kwargs)
             with without_dropout(module):
                 draw = torch.Generator().manual_seed(seed)
                 twin_subject = Subject(module, args, kwargs, draw, lambda text: subject.tell(f"twin: {text}"))
