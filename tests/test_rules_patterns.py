@@ -61,6 +61,15 @@ def test_norms_are_recognised_in_every_spelling(kind: str, spelling: str) -> Non
     assert not kinds(program) & Counter({"Reduce": 9, "Pointwise": 9})
 
 
+def test_what_is_normed_may_be_a_product_itself() -> None:
+    """A stream times a number: x is not taken apart into factors of which none is what the spread is of."""
+    for times in (0.5, torch.tensor(3.0), torch.rand(6)):
+        program = after_linear(lambda x, times=times: RMS["quotient"](x * times), 2, 5, 6)
+        assert only(program, Normalize).kind == "rms"
+        program = after_linear(lambda x, times=times: LAYER["rsqrt"](times * x), 2, 5, 6)
+        assert only(program, Normalize).kind == "layer"
+
+
 GAIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "gain first": lambda g, x: g * (x - x.mean(-1, True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6),
     "gain and std": lambda g, x: g * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),

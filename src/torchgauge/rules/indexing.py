@@ -187,11 +187,6 @@ def max_all(ctx: Lowering, x: Tensor) -> Tensor:
     return _reduce(ctx, x, _dims(x, None), "max")
 
 
-@rule(aten.max.dim, aten.min.dim)
-def max_dim(ctx: Lowering, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    return _reduce(ctx, x, _dims(x, dim), "max"), ctx.opaque("position of a maximum")[1]
-
-
 @rule(aten.var, aten.std)
 def var(ctx: Lowering, x: Tensor, *args: Any, correction: float | None = None, **__: object) -> Tensor:
     """Mean of (x − mean)², its root for `std`; the correction is a factor n/(n − c)."""

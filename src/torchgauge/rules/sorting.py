@@ -23,6 +23,15 @@ def argmax(ctx: Lowering, x: Tensor, dim: int | None = None, keepdim: bool = Fal
     return axes.reshape(ctx.b, _one(ctx, ctx.b.choose(x, dim, x.shape[dim]), dim), ctx.shape)
 
 
+@rule(aten.max.dim, aten.min.dim)
+def max_dim(ctx: Lowering, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The largest entry is positively homogeneous; where it stands is the first of all places in order."""
+    if not x.ndim:
+        return x, ctx.b.const((), "position", 0.0)
+    largest = axes.reshape(ctx.b, ctx.b.reduce(x, (dim % x.ndim,), "max", True), ctx.shape)
+    return largest, argmax(ctx, x, dim)
+
+
 @rule(*operators("kthvalue"))
 def kthvalue(ctx: Lowering, x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     if not x.ndim:

@@ -6,6 +6,7 @@ further factors (a gain that is multiplied before the division): g·x/s = g·(x/
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Any
@@ -60,16 +61,10 @@ class WrittenNorms:
         """The lowered norm that ends in this node, or None."""
         if node.kwargs:
             return None
-        first, second = node.args[0], node.args[1]
-        if name_of(node) == "div":
-            spreads = [(_kept(self.root(second), second), self._leaves(first))]
-        else:
-            leaves = [*self._leaves(first), *self._leaves(second)]
-            spreads = [(_kept(self.inverse(x), x), leaves[:i] + leaves[i + 1 :]) for i, x in enumerate(leaves)]
-        for spread, parts in spreads:
+        for spread, parts in self._divided(node):
             for i, part in enumerate(parts):
-                found = self._source(part, spread) if isinstance(part, Node) and spread is not None else None
-                if found is None or spread is None or (y := self._normalize(ctx, part, spread, *found)) is None:
+                found = self._source(part, spread) if isinstance(part, Node) else None
+                if found is None or (y := self._normalize(ctx, part, spread, *found)) is None:
                     continue
                 for other in parts[:i] + parts[i + 1 :]:
                     y = ctx.b.mul(y, ctx.tensor(ctx.env[other] if isinstance(other, Node) else other))
@@ -77,12 +72,30 @@ class WrittenNorms:
                 return ctx.b.expand(y, shape_of(node))
         return None
 
-    def _leaves(self, node: Any) -> list[Any]:
-        """The factors of a product, down to norms that were found already."""
+    def _divided(self, node: Node) -> Iterator[tuple[Spread, list[Any]]]:
+        """Every spread that a product or quotient is divided by, with the factors of what is divided."""
+        first, second = node.args[0], node.args[1]
+        if name_of(node) == "div":
+            spread = _kept(self.root(second), second)
+            if spread is not None:
+                yield spread, self._leaves(first, spread.y)
+            return
+        for inverse in (*self._leaves(first), *self._leaves(second)):
+            spread = _kept(self.inverse(inverse), inverse)
+            if spread is not None:
+                parts = [*self._leaves(first, spread.y), *self._leaves(second, spread.y)]
+                at = [i for i, part in enumerate(parts) if part is inverse]
+                if at:
+                    yield spread, parts[: at[0]] + parts[at[0] + 1 :]
+
+    def _leaves(self, node: Any, whole: Node | None = None) -> list[Any]:
+        """The factors of a product, down to norms that were found already, and to `whole`, which may be a product."""
         inner = strip(node) if isinstance(node, Node) else node
         if not isinstance(inner, Node) or name_of(inner) != "mul" or inner in self.matched:
             return [node]
-        return [*self._leaves(inner.args[0]), *self._leaves(inner.args[1])]
+        if whole is not None and same(inner, whole):
+            return [node]
+        return [*self._leaves(inner.args[0], whole), *self._leaves(inner.args[1], whole)]
 
     def _normalize(self, ctx: Lowering, part: Node, spread: Spread, source: Node, centred: bool) -> Any:
         x = ctx.env.get(source)
