@@ -257,7 +257,7 @@ def sweep(todo: list[Target], options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="model types or classes, with commas: print their rows as JSON lines")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds of processor time for one model")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of processor time for one model")
     parser.add_argument("--memory", type=float, default=6.0, help="gigabytes for one model")
     parser.add_argument("--minutes", type=float, default=math.inf, help="when to stop the sweep")
     parser.add_argument(

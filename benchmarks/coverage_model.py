@@ -48,7 +48,7 @@ def examine(model_type: str, name: str, emit: Emit, points: int) -> None:
         return
     emit({"built": True})
     found = judge(built, emit, points)
-    if 0 < found.get("hidden", 0) <= EXOTIC and "2 layers" not in built.size:
+    if 0 < (found.get("hidden") or 0) <= EXOTIC and "2 layers" not in built.size:
         with contextlib.suppress(NotBuilt):
             deep = tiny(model_class, config_class, deep=True)
             row: dict[str, Any] = {}

@@ -37,7 +37,7 @@ configuration can be shrunk and run without a network. {_tried(len(rows), total)
 - *complete*: nullity and orbit dimension agree, by `certify`: nothing is hidden. For an *incomplete* model the table
   names the parameters that the hidden directions move most, with the share of each module; `*` is any layer.
   *Undecided*: a network with kinks that was looked at too briefly, or singular values that do not part.
-- *sound* alone: the model could not be made smaller than 4000 parameters, or certifying it ran out of time.
+- *sound* alone: the model could not be made smaller than 6000 parameters, or certifying it ran out of time.
 - A network of one layer that hides no more than three directions is judged again with two layers: one layer may hide
   some by accident, as a BERT of one layer does.
 - *unknown*: operators without a rule. They block what they touch, and never make a claim.

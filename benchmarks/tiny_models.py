@@ -23,7 +23,7 @@ from torchgauge.capture import call_of, plain_layers
 from torchgauge.nesting import observe
 
 # what is small enough to stop shrinking, what can be certified completely, and what is too large to try at all
-QUICK, SMALL, LARGE = 1600, 4000, 3_000_000
+QUICK, SMALL, LARGE = 1600, 6000, 3_000_000
 # above this many, smaller sizes are searched for one by one
 ROOMY = 3000
 # so many sizes that run are compared before that is good enough

@@ -6,14 +6,14 @@ match exactly is lowered operator by operator, which is sound and only sees less
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph, Node
 
 from torchgauge.rules import axes
 from torchgauge.rules.constants import Constants, name_of
-from torchgauge.rules.rotary import Rotary
+from torchgauge.rules.rotary import Rotary, Turn
 from torchgauge.rules.written_norms import BROADCASTS, CASTS, WrittenNorms, reduced, same, shape_of, strip, with_ones
 from torchgauge.spaces.constraints import Tensor
 
@@ -61,11 +61,7 @@ class Recogniser:
         found = self.rotary.match(ctx.env, node)
         if found is not None:
             source, turn = found
-            x = ctx.env[source]
-            x = ctx.b.rotate(x, turn.before)
-            if turn.positions:  # the identity as a map along the positions: angles differ there, so no frame may act
-                x = ctx.b.spatial(x, turn.positions, x.shape, "linear", True)
-            return x if turn.before == turn.after else _sorted(ctx, x, turn.after)
+            return _turned(ctx, ctx.env[source], turn)
         return None
 
     # -- other patterns ------------------------------------------------------------------------------------------
@@ -105,6 +101,23 @@ class Recogniser:
             or (name_of(u) in (*CASTS, *_VIEWS, "add", "masked_fill", "where") and self.feeds_softmax(u))
             for u in node.users
         )
+
+
+def _turned(ctx: Lowering, x: Tensor, turn: Turn) -> Tensor:
+    if turn.still:
+        # only what turns is turned
+        runs = turn.runs(x.shape[-1])
+        parts = [ctx.b.slice(x, -1, start, stop) for start, stop, _ in runs]
+        inner = ctx.b.concat([part for part, (*_, turns) in zip(parts, runs, strict=True) if turns], -1)
+        inner, at = _turned(ctx, inner, replace(turn, still=())), 0
+        for i, (start, stop, turns) in enumerate(runs):
+            if turns:
+                parts[i], at = ctx.b.slice(inner, -1, at, at + stop - start), at + stop - start
+        return ctx.b.concat(parts, -1)
+    x = ctx.b.rotate(x, turn.before)
+    if turn.positions:  # the identity as a map along the positions: angles differ there, so no frame may act
+        x = ctx.b.spatial(x, turn.positions, x.shape, "linear", True)
+    return x if turn.before == turn.after else _sorted(ctx, x, turn.after)
 
 
 def _sorted(ctx: Lowering, x: Tensor, layout: str) -> Tensor:

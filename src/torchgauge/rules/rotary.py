@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -53,6 +54,16 @@ class Turn:
     before: Layout
     after: Layout
     positions: tuple[int, ...]
+    still: tuple[int, ...] = ()
+    """Planes of frequency zero: they come out as they went in."""
+
+    def runs(self, width: int) -> list[tuple[int, int, bool]]:
+        """The last dimension as runs (start, stop, whether turned)."""
+        planes = range(width // 2)
+        turned = [p not in self.still for p in planes]
+        entries = turned * 2 if self.before == "half" else [t for t in turned for _ in range(2)]
+        ends = [i for i in range(1, width) if entries[i] != entries[i - 1]]
+        return [(a, b, entries[a]) for a, b in pairwise((0, *ends, width))]
 
 
 @dataclass(eq=False)
@@ -138,7 +149,8 @@ class Rotary:
         for before, after in ORDERS:
             factors = [_planes(y, after) / _planes(x, before) for x, y in trials]
             if _turns(factors[0], factors[1]):
-                return Turn(before, after, _varying(factors[0]))
+                still = _still(*trials[0], before) if before == after else ()
+                return Turn(before, after, _varying(factors[0]), still)
         return None
 
     def _run(self, env: dict[Node, Any], region: list[Node], source: Node, x: torch.Tensor) -> object:
@@ -199,6 +211,12 @@ def _varying(a: torch.Tensor) -> tuple[int, ...]:
     """The dimensions along which the factors differ: no frame may act there."""
     limit = TOLERANCE * a.abs().max()
     return tuple(d for d in range(a.ndim - 1) if (a - a.narrow(d, 0, 1)).abs().max() > limit)
+
+
+def _still(x: torch.Tensor, y: torch.Tensor, layout: str) -> tuple[int, ...]:
+    """Planes that are not moved at all, to the last bit: the slowest ones of a long context turn by 1e-9."""
+    same = (_planes(x, layout) == _planes(y, layout)).reshape(-1, x.shape[-1] // 2).all(0)
+    return tuple(same.nonzero().flatten().tolist())
 
 
 def _constant(env: dict[Node, Any], node: Node) -> bool:
