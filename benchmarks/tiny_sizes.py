@@ -156,6 +156,8 @@ _FILLED = {
     "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "hidden_size": 8, "num_hidden_layers": 1,
     "intermediate_size": 6, "max_position_embeddings": 16, "pad_token_id": 1,
 }  # fmt: skip
+# what a head of latent attention is made of
+_LATENT = twin._LATENT
 # which layers' results are handed on
 _TAPS = ("out_indices", "backbone_out_indices")
 _DROPPED = ("transformers_version", "architectures", "stage_names", "down_ops", "per_layer_config")
@@ -209,6 +211,8 @@ def shortened(raw: Raw, stages: int = 0) -> Raw:
             out[key] = [2] * min(2, len(value))
         elif isinstance(value, list) and key in _PARALLEL:
             out[key] = [v[:2] if isinstance(v, list) else v for v in value[:1]]
+        elif key == "factor" and "rope_type" in raw and isinstance(value, float | int):
+            out[key] = min(value, twin.SLOWEST)
         elif key == "num_feat_extract_layers" and "conv_stride" in raw:
             out[key] = steps
         elif cut and key in ("num_stages", "num_encoder_blocks", "num_query_pool") and is_whole(value):
@@ -248,6 +252,8 @@ def shrink(config: Raw, sizes: Sizes) -> Raw:
             out[key] = [_small(key, v, sizes) for v in value[: sizes.layers]]
         else:
             out[key] = _small(key, value, sizes)
+    if all(is_whole(config.get(k)) for k in _LATENT) and config.get("head_dim") == sum(config[k] for k in _LATENT):
+        out["head_dim"] = sum(out[k] for k in _LATENT)
     return out | _coupled(out, sizes)
 
 

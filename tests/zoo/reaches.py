@@ -91,10 +91,63 @@ class Tokens(nn.Module):
         return self.head(F.scaled_dot_product_attention(self.read(x), self.ask(x), x))
 
 
+class Edges(nn.Module):
+    """A convolution with padding and no bias behind a layer norm: its weights take up what the norm's bias adds."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1)
+        self.window, self.beside = nn.Conv1d(d, 4, 3, padding=1, bias=False), nn.Linear(d, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        return torch.tanh(self.window(x.transpose(1, 2)).transpose(1, 2)) + torch.sigmoid(self.beside(x))
+
+
+class Averaged(nn.Module):
+    """Attention without biases behind a layer norm with one: values may hold a constant that a later norm drops."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.read, self.norm, self.last = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1), nn.LayerNorm(d, eps=0.1)
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        y = self.norm(x)
+        q, k, v = (m(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.last(x + self.o(y))
+
+
+class Slow(nn.Module):
+    """Queries and keys with gains of their own, of which a rotary embedding turns the first planes only."""
+
+    def __init__(self, d: int, head: int, turned: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(d, head, bias=False) for _ in range(3))
+        self.norms = nn.ModuleList(nn.RMSNorm(head, eps=0.1) for _ in range(2))
+        rate = torch.tensor([2.0**-i if i < turned else 0.0 for i in range(head // 2)])
+        self.register_buffer("angle", torch.outer(torch.arange(16.0), rate).repeat(1, 2), persistent=False)
+
+    def turn(self, x: Tensor) -> Tensor:
+        angle = self.angle[: x.shape[-2]]
+        low, high = x.chunk(2, -1)
+        return x * angle.cos() + torch.cat([-high, low], -1) * angle.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (self.turn(norm(m(x))) for norm, m in zip(self.norms, (self.q, self.k), strict=True))
+        return F.scaled_dot_product_attention(q, k, self.v(x))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
+    Case("edges_of_a_window", lambda: Edges(5), normal(24, 6, 7), 28, batches=4),
+    Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
+    Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),
 )

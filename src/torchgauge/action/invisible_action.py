@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,6 +18,7 @@ from torchgauge.spaces.directions import Pattern, PatternPass
 from torchgauge.spaces.kernels import Kernels, Seen
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.shifts import ShiftPass
+from torchgauge.spaces.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Writer:
     """A view of a parameter whose changes along `pattern` are invisible.
 
     `dims`: instead, all changes along these dimensions of which readers see nothing; `left` of them are independent.
+    With both: such changes along `dims` times the fixed vector along the pattern.
     """
 
     tensor: c.Tensor
@@ -36,7 +38,7 @@ class Writer:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the coordinates: of the arbitrary factor, or of the tensor, to be projected."""
-        if self.dims:
+        if self.dims and not self.pattern.dims:
             return self.tensor.shape
         return tuple(1 if d in self.pattern.dims else n for d, n in enumerate(self.tensor.shape))
 
@@ -48,7 +50,7 @@ class Writer:
     @property
     def dimension(self) -> int:
         """Of the changes."""
-        rest = prod(n for d, n in enumerate(self.tensor.shape) if d not in self.dims)
+        rest = prod(n for d, n in enumerate(self.tensor.shape) if d not in (*self.dims, *self.pattern.dims))
         return self.left * rest if self.dims else prod(self.shape)
 
 
@@ -91,8 +93,26 @@ class InvisibleStage(Additive):
             for dims in _choices(t):
                 if (left := kernels.left(t, dims)) > 0:
                     found.append(Writer(t, Pattern(frozenset()), dims, kernels.seen(t, dims), left))
+            if (left := kernels.left(t, whole := _wide(t), even=True)) > 0:
+                found.append(Writer(t, Pattern(frozenset()), whole, kernels.seen(t, whole, even=True), left))
             out += [max(found, key=lambda w: w.dimension)] if found else []
+        known = {w.tensor for w in out}
+        held = [s for s in self.shifts.sources if s in self.shifts.dead or s in self.shifts.solved]
+        out += [w for s in held if s.tensor not in known for w in self._constant(s, kernels)]
         return sorted(out, key=lambda w: w.tensor.name)
+
+    def _constant(self, s: Source, kernels: Kernels) -> Iterator[Writer]:
+        """Constants that the reader of a relation adds: those of which nothing is seen."""
+        e = s.entries[0]
+        if s.kind != "relation" or e.tensor is not s.tensor or e.way is None or not isinstance(e.at, c.Contract):
+            return
+        _, _, xl, labels = self.shifts.sources.operands(e.at)
+        dims = tuple(d for d in _wide(s.tensor) if d not in e.way.dims)
+        if any(labels[d] in xl or labels[d] not in e.at.out_labels for d in dims):
+            return
+        behind = tuple(e.at.out_labels.index(labels[d]) for d in dims)
+        if (left := kernels.left(e.at.out, behind, even=True)) > 0:
+            yield Writer(s.tensor, e.way, dims, kernels.seen(e.at.out, behind, even=True), left)
 
     def act(self, values: Mapping[Writer, Tensor], params: Coordinates) -> Coordinates:
         new = dict(params)
@@ -111,7 +131,11 @@ class InvisibleStage(Additive):
         return new
 
 
+def _wide(t: c.Tensor) -> tuple[int, ...]:
+    return tuple(d for d, n in enumerate(t.shape) if n > 1)
+
+
 def _choices(t: c.Tensor) -> list[tuple[int, ...]]:
     """Dimensions along which a change of a parameter may have a fixed direction."""
-    wide = [d for d, n in enumerate(t.shape) if n > 1]
-    return [(d,) for d in wide] + [tuple(wide[:n]) for n in range(2, len(wide) + 1)]
+    wide = _wide(t)
+    return [(d,) for d in wide] + [wide[:n] for n in range(2, len(wide) + 1)]

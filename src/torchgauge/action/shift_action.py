@@ -120,6 +120,11 @@ class ShiftStage(Additive):
         """Tensors that some shift reaches, in order of execution."""
         return [k.out for k in self.shifts.program.constraints if self.shifts.terms(k.out)]
 
+    def taking_up(self, source: Source) -> list[c.Tensor]:
+        """Weights with edges that take up what a source brings."""
+        operands = [self.shifts.sources.operands(k) for k in self.absorbing]
+        return [y for x, y, *_ in operands if source in self.shifts.terms(x)]
+
     def act(self, values: Mapping[Source, Tensor], params: Coordinates) -> Coordinates:
         new = dict(params)
         run = _Run(self.shifts, values, params, new)
@@ -129,7 +134,16 @@ class ShiftStage(Additive):
             run.shift(t)  # in order, so that no recursion goes deep
         for s in self.shifts.solved:
             run.solve(s)
+        for k in self.absorbing:
+            run.absorb(k)
         return new
+
+    @cached_property
+    def absorbing(self) -> list[c.Contract]:
+        """Readers whose weights take up what arrives."""
+        contracts = [k for k in self.shifts.program.constraints if isinstance(k, c.Contract)]
+        found = [k for k in contracts if self.shifts.sources.absorber(k) is not None]
+        return [k for k in found if self.shifts.terms(self.shifts.sources.operands(k)[0])]
 
 
 class _Run:
@@ -183,7 +197,7 @@ class _Run:
 
     def _placed(self, s: Source, e: Entry, value: Tensor) -> Tensor:
         """A value with the dimensions of the tensor where it enters, size one where it is constant there."""
-        delta = self._seen(s, e, self.delta(s, value, e.way))
+        delta = self._seen(s, e, self.delta(s, value, None if e.level else e.way))
         if e.kind == "relation":
             return self._read(e, delta)
         if e.kind == "rows":
@@ -286,6 +300,21 @@ class _Run:
         flat = torch.zeros(prod(shape), dtype=wanted.dtype)
         return flat.index_put((index.reshape(-1),), wanted.reshape(-1)).reshape(shape)
 
+    def absorb(self, k: c.Contract) -> None:
+        """W − (Wδ/κ) ⊗ n, with κ at the new parameters: Wx for W(x + δ), at every place of a window."""
+        x, y, xl, yl = self.sources.operands(k)
+        relation, shift = self.sources.absorber(k), self.shift(x)
+        if relation is None or shift is None:
+            return
+        (dim,) = (d for d in relation.dims if x.shape[d] > 1)
+        shape = [x.shape[dim] if a == xl[dim] else 1 for a in yl]
+        n = torch.as_tensor(gain_product(relation.gains, self.old), dtype=torch.float64).expand(x.shape[dim])
+        weight, moved = self.value_of(y), shift.reshape(-1).expand(x.shape[dim])
+        met = (weight * moved.reshape(shape)).sum(yl.index(xl[dim]), keepdim=True)
+        name = param_of(self.makers, y).name
+        delta = met / self.constant(relation) * n.reshape(shape)
+        self.new[name] = add_to_view(self.makers, y, self.new[name], -delta)
+
     # -- forward -----------------------------------------------------------------------------------------------
     def shift(self, t: c.Tensor) -> Tensor | None:
         """The shift of a tensor, with size one along dimensions where it is constant; None for none."""
@@ -376,7 +405,7 @@ class _Run:
             moved = moved.permute([*(yl.index(a) for a in keep), *(d for d, a in enumerate(yl) if a not in keep)])
             sizes = dict(zip(keep, moved.shape, strict=False))
             return moved.reshape([sizes.get(a, 1) for a in k.out_labels])
-        arriving = self._operand(k, x)
+        arriving = None if self.sources.absorber(k) is not None else self._operand(k, x)
         linear = None if arriving is None else self._linear(k, arriving, x, y, xl, yl)
         return _sum([linear, self._entered(k, y)])
 

@@ -25,6 +25,8 @@ _HEADS = (
 )  # fmt: skip
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _HEAD_DIM = ("head_dim", "d_kv", "v_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "attention_head_dim")
+_LATENT = ("qk_nope_head_dim", "qk_rope_head_dim")
+"""What a head of latent attention is made of, where `head_dim` is their sum."""
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "word_embed_proj_dim", "embed_dim")
 _FEED_FORWARD = (
     "intermediate_size", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim",
@@ -41,6 +43,8 @@ _AT_MOST = {
     "embedding_size": 4, "pooler_output_size": 6, "state_size": 3, "time_step_rank": 2, "num_mel_bins": 4,
     "patch_size": 4, "first_k_dense_replace": 1, "max_window_layers": 1, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
+SLOWEST = 4.0
+"""By how much the angles of a rotary embedding may be scaled down."""
 _TOKEN = "_token_id"
 # their positions start behind the padding index
 _OFFSET_POSITIONS = ("roberta", "camembert", "xlm", "mpnet", "longformer", "data2vec", "esm")
@@ -108,6 +112,9 @@ def small(config: dict[str, Any], layers: int = 2) -> dict[str, Any]:
         out["layer_types"] = _representatives(kinds, count)
     if isinstance(config.get("expand"), int) and "state_size" in config:
         out["intermediate_size"] = config["expand"] * width
+    parts = [config.get(k) for k in _LATENT]
+    if all(isinstance(n, int) for n in parts) and config.get("head_dim") == sum(parts):  # type: ignore[arg-type]
+        out["head_dim"] = sum(out[k] for k in _LATENT)
     return _small_vision(config, _small_rope(out, head_dim), layers)
 
 
@@ -137,10 +144,13 @@ def _representatives(kinds: list[str], count: int) -> list[str]:
 def _small_rope(config: dict[str, Any], head_dim: int) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     if isinstance(rope, dict):
-        config["rope_parameters"] = {
-            k: v[: head_dim // 2] if k in ("short_factor", "long_factor") and isinstance(v, list) else v
-            for k, v in rope.items()
-        }
+        config["rope_parameters"] = out = dict(rope)
+        for key in ("short_factor", "long_factor"):
+            if isinstance(out.get(key), list):
+                out[key] = out[key][: head_dim // 2]
+        if isinstance(out.get("factor"), (int, float)):
+            # a plane that is slowed down a thousandfold stands still over a few positions
+            out["factor"] = min(out["factor"], SLOWEST)
     return config
 
 

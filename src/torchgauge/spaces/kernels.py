@@ -45,16 +45,21 @@ class _Unknown(Exception):
 
     tensor: c.Tensor
     dims: Dims
+    even: bool
 
 
 @dataclass
 class Kernels:
-    """Answers `seen(t, dims)` for tensors and parameters of a program."""
+    """Answers `seen(t, dims)` for tensors and parameters of a program.
+
+    The change is arbitrary along the other dimensions, or constant along them (`even`): an average over tokens leaves
+    such a change as it is, whatever its weights are.
+    """
 
     program: c.Program
     sources: Sources
     ranges: Ranges
-    _known: dict[tuple[c.Tensor, Dims], Seen] = field(default_factory=dict)
+    _known: dict[tuple[c.Tensor, Dims, bool], Seen] = field(default_factory=dict)
     _depth: int = 0
 
     def __post_init__(self) -> None:
@@ -64,31 +69,31 @@ class Kernels:
                 if n > 1:
                     self.seen(k.out, (d,))
 
-    def left(self, t: c.Tensor, dims: Dims) -> int:
+    def left(self, t: c.Tensor, dims: Dims, *, even: bool = False) -> int:
         """How many independent directions along `dims` no reader sees, for almost all parameters."""
-        seen = self.seen(t, dims)
+        seen = self.seen(t, dims, even=even)
         return 0 if seen is None else _size(t, dims) - sum(block.rows for block in seen)
 
-    def seen(self, t: c.Tensor, dims: Dims) -> Seen:
+    def seen(self, t: c.Tensor, dims: Dims, *, even: bool = False) -> Seen:
         """What all readers of a tensor see of a change along some of its dimensions."""
-        stack = [(t, dims)]
+        stack = [(t, dims, even)]
         while stack:
             if stack[-1] not in self._known:
                 self._depth = 0
                 try:
                     self._known[stack[-1]] = self._seen(*stack[-1])
                 except _Unknown as unknown:  # a stack of our own: programs are deeper than Python's
-                    stack.append((unknown.tensor, unknown.dims))
+                    stack.append((unknown.tensor, unknown.dims, unknown.even))
                     continue
             stack.pop()
-        return self._known[t, dims]
+        return self._known[t, dims, even]
 
-    def _seen(self, t: c.Tensor, dims: Dims) -> Seen:
+    def _seen(self, t: c.Tensor, dims: Dims, even: bool) -> Seen:
         if t in self.sources.outputs:
             return None
         found: frozenset[Block] = frozenset()
         for k in self.sources.readers.get(t, []):
-            part = self._read(k, t, dims)
+            part = self._read(k, t, dims, even)
             if part is None:
                 return None
             found |= part
@@ -96,15 +101,15 @@ class Kernels:
                 return None
         return found
 
-    def _behind(self, t: c.Tensor, dims: Dims, *steps: Step) -> Seen:
+    def _behind(self, even: bool, t: c.Tensor, dims: Dims, *steps: Step) -> Seen:
         """What is seen of the change behind some steps that lead to `t`."""
-        if (t, dims) not in self._known:
+        if (t, dims, even) not in self._known:
             if self._depth > DEEPEST:
-                raise _Unknown(t, dims)
+                raise _Unknown(t, dims, even)
             self._depth += 1
-            self._known[t, dims] = self._seen(t, dims)
+            self._known[t, dims, even] = self._seen(t, dims, even)
             self._depth -= 1
-        seen = self._known[t, dims]
+        seen = self._known[t, dims, even]
         if seen is None:
             # all of what is left of it
             seen = frozenset([Block((), "all", _size(t, dims))])
@@ -113,7 +118,7 @@ class Kernels:
         return seen
 
     # -- readers -----------------------------------------------------------------------------------------------
-    def _read(self, k: c.Constraint, t: c.Tensor, dims: Dims) -> Seen:
+    def _read(self, k: c.Constraint, t: c.Tensor, dims: Dims, even: bool) -> Seen:
         """What is seen through one constraint."""
         match k:
             case c.Normalize(kind="layer", others=()) if set(k.dims) == set(dims):
@@ -122,44 +127,45 @@ class Kernels:
                 return frozenset([Block((), "centred", _size(t, dims) - 1)])
             case c.Add() | c.Expand() if k.inputs[0] is not k.inputs[-1] or isinstance(k, c.Expand):
                 same = all(t.shape[d] == k.out.shape[d] for d in dims)
-                return self._behind(k.out, dims) if same else None
+                return self._behind(even, k.out, dims) if same else None
             case c.Mul():
-                return self._multiplied(k, t, dims)
+                return self._multiplied(k, t, dims, even)
             case c.Permute():
-                return self._behind(k.out, tuple(k.dims.index(d) for d in dims))
+                return self._behind(even, k.out, tuple(k.dims.index(d) for d in dims))
             case c.Slice():
                 if k.dim not in dims:
-                    return self._behind(k.out, dims)
-                return self._behind(k.out, dims, View(narrow=(dims.index(k.dim), k.start, k.stop)))
+                    return self._behind(even, k.out, dims)
+                return self._behind(even, k.out, dims, View(narrow=(dims.index(k.dim), k.start, k.stop)))
             case c.Concat() if k.dim not in dims and sum(x is t for x in k.xs) == 1:
-                return self._behind(k.out, dims)
+                return self._behind(False, k.out, dims)
             case c.Reshape():
-                return self._reshaped(k, dims)
+                return self._reshaped(k, dims, even)
             case c.Reduce() if k.mode != "max" and not set(k.dims) & set(dims):
-                return self._behind(k.out, dims)
+                return self._behind(even, k.out, dims)
             case c.Spatial(mode="linear") if not set(k.dims) & set(dims):
-                return self._behind(k.out, dims)
+                return self._behind(even and k.keeps_constants, k.out, dims)
             case c.Gather() if 0 not in dims:
                 lead = k.out.ndim - (k.table.ndim - 1)
-                return self._behind(k.out, tuple(d - 1 + lead for d in dims))
+                return self._behind(even, k.out, tuple(d - 1 + lead for d in dims))
             case c.Contract() if k.x is not k.y:
-                return self._contracted(k, t, dims)
+                return self._contracted(k, t, dims, even)
         return None
 
-    def _multiplied(self, k: c.Mul, t: c.Tensor, dims: Dims) -> Seen:
+    def _multiplied(self, k: c.Mul, t: c.Tensor, dims: Dims, even: bool) -> Seen:
         if k.x is k.y or (t is k.y and k.power != 1) or any(t.shape[d] != k.out.shape[d] for d in dims):
             return None
         other = k.y if t is k.x else k.x
+        even = even and all(other.shape[d] == 1 for d in range(other.ndim) if d not in dims)
         across = [d for d in dims if other.shape[d] > 1]
         if not across:
             zero = other.fill == 0.0 if other.role == "const" else False
-            return None if zero else self._behind(k.out, dims)
+            return None if zero else self._behind(even, k.out, dims)
         gain = gain_of(self.sources.makers, other)
         if gain is None or len(across) != 1 or self.sources.is_static(t):
             return None  # a product of two parameters: changes of both at once would not add up
-        return self._behind(k.out, dims, Scale(gain, k.power if t is k.x else 1, dims.index(across[0])))
+        return self._behind(even, k.out, dims, Scale(gain, k.power if t is k.x else 1, dims.index(across[0])))
 
-    def _reshaped(self, k: c.Reshape, dims: Dims) -> Seen:
+    def _reshaped(self, k: c.Reshape, dims: Dims, even: bool) -> Seen:
         out: list[int] = []
         for left, right in grouping(k.x.shape, k.out.shape):
             inside = {d for d in left if k.x.shape[d] > 1}
@@ -169,17 +175,20 @@ class Kernels:
                 return None
         order = tuple(sorted(range(len(dims)), key=lambda i: dims[i]))
         shape = tuple(k.out.shape[d] for d in out)
-        return self._behind(k.out, tuple(out), View(order=order, shape=shape))
+        return self._behind(even, k.out, tuple(out), View(order=order, shape=shape))
 
-    def _contracted(self, k: c.Contract, t: c.Tensor, dims: Dims) -> Seen:
+    def _contracted(self, k: c.Contract, t: c.Tensor, dims: Dims, even: bool) -> Seen:
         mine, other, theirs = (k.x_labels, k.y, k.y_labels) if t is k.x else (k.y_labels, k.x, k.x_labels)
         before = tuple(mine[d] for d in dims)
         if set(before) & k.window:
             return None
+        if even and self.sources.averages(k) and t is self.sources.operands(k)[1] and set(before) <= set(k.out_labels):
+            return self._behind(even, k.out, tuple(k.out_labels.index(a) for a in before))
+        even = even and self.sources.is_static(other) and not k.window
         if not set(before) & set(theirs):
             if not set(before) <= set(k.out_labels):
                 return None
-            return self._behind(k.out, tuple(k.out_labels.index(a) for a in before))
+            return self._behind(False, k.out, tuple(k.out_labels.index(a) for a in before))
         if not self.sources.is_static(other):
             return self._against(k, t, dims, other, theirs, mine)
         if other.role == "const" or self.sources.is_static(t):
@@ -198,7 +207,7 @@ class Kernels:
         step = Map(other, before, theirs, after)
         if extra or any(a not in k.out_labels for a in after):
             return frozenset([Block((step,), "all", prod(sizes[a] for a in after))])
-        return self._behind(k.out, tuple(k.out_labels.index(a) for a in after), step)
+        return self._behind(even, k.out, tuple(k.out_labels.index(a) for a in after), step)
 
     def _against(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import Pattern, regrouped
+from torchgauge.spaces.directions import Gains, Pattern, gain_of, regrouped
 from torchgauge.spaces.sources import Entry, Source, Sources
 
 
@@ -20,10 +20,14 @@ def levels(sources: Sources) -> Iterator[Source]:
         if not all(isinstance(k, c.Add) for k, _ in uses) or sources.patterns.of(t) is not None:
             continue
         # a level that depends on the position would find nobody to take it off
-        way = Pattern(frozenset(d for d, n in enumerate(t.shape) if n > 1))
-        entries = [Entry(k, end, "bias", way, level=full(end)) for k, end in uses if _faces_norm(sources, k, end)]
-        if entries and len(entries) == len(uses):
-            yield Source(t, tuple(entries), (way,), level=True)
+        wide = frozenset(d for d, n in enumerate(t.shape) if n > 1)
+        faced = [_facing(sources, k, end) for k, end in uses]
+        for gains in frozenset.intersection(*faced):
+            if gains and (len(uses) > 1 or len(wide) > 1 or uses[0][1] is not t):
+                continue
+            way = Pattern(wide, tuple((gain, -power) for gain, power in gains))
+            entries = tuple(Entry(k, end, "bias", way, level=full(end)) for k, end in uses)
+            yield Source(t, entries, (way,), level=True)
 
 
 def flats(sources: Sources, held: Iterable[Source]) -> Iterator[Source]:
@@ -46,29 +50,34 @@ def full(t: c.Tensor) -> frozenset[int]:
     return frozenset(d for d, n in enumerate(t.shape) if n > 1)
 
 
-def _faces_norm(sources: Sources, k: c.Constraint, end: c.Tensor) -> bool:
-    """Whether a norm along one of the dimensions of `end` stands behind a sum."""
+def _facing(sources: Sources, k: c.Constraint, end: c.Tensor) -> frozenset[Gains]:
+    """The gains that stand between a sum and norms behind it, along one of the dimensions of `end`."""
     same = [d for d in full(end) if end.ndim == k.out.ndim and end.shape[d] == k.out.shape[d]]
-    return any(_normalised(sources, k.out, frozenset([d])) for d in same)
+    return frozenset().union(*(_normalised(sources, k.out, frozenset([d])) for d in same))
 
 
-def _normalised(sources: Sources, t: c.Tensor, dims: frozenset[int]) -> bool:
-    """Whether a norm along the dimensions reads a tensor, through sums and views."""
-    stack, seen = [(t, dims)], set()
+def _normalised(sources: Sources, t: c.Tensor, dims: frozenset[int]) -> frozenset[Gains]:
+    """Products of gains times which norms along the dimensions read a tensor, through sums and views."""
+    stack, seen = [(t, dims, ())], set()
+    found: set[Gains] = set()
     while stack:
-        here, along = stack.pop()
-        if here in seen:
+        here, along, gains = stack.pop()
+        if (here, gains) in seen:
             continue
-        seen.add(here)
+        seen.add((here, gains))
         for k in sources.readers.get(here, []):
             if isinstance(k, c.Normalize) and k.kind == "layer" and not k.others and set(k.dims) == along:
-                return True
+                found.add(gains)
             if isinstance(k, c.Softmax) and {k.dim} == along:
-                return True
+                found.add(gains)
+            if not gains and isinstance(k, c.Mul) and k.x is here and k.out.shape == here.shape:
+                gain = gain_of(sources.makers, k.y)
+                if gain is not None and frozenset(full(k.y)) == along:
+                    stack.append((k.out, along, ((gain, k.power),)))
             carried = _carried(k, along)
             if carried is not None:
-                stack.append((k.out, carried))
-    return False
+                stack.append((k.out, carried, gains))
+    return frozenset(found)
 
 
 def _carried(k: c.Constraint, dims: frozenset[int]) -> frozenset[int] | None:

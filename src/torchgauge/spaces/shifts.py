@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import PatternPass, RelationPass, grouping
+from torchgauge.spaces.directions import Gains, PatternPass, RelationPass, gain_of, grouping
 from torchgauge.spaces.levels import flats, levels
 from torchgauge.spaces.sources import VIEWS, Source, Sources
 
@@ -42,6 +42,8 @@ class Term:
 
     varies: frozenset[Factor]
     direct: bool
+    gains: Gains = ()
+    """By what it is to be multiplied to become constant along all dimensions; until then it varies."""
 
     @property
     def dims(self) -> frozenset[int]:
@@ -143,10 +145,7 @@ class ShiftPass:
                     out = _merge(out, {s: Term(kept | full(k.out.shape, [k.dim]), False)})
             return out
         if isinstance(k, c.Mul) and self.sources.is_static(k.y):
-            across = full(k.y.shape)
-            return {
-                s: Term(t.varies | across, t.direct and _covers(t.varies, across)) for s, t in self.terms(k.x).items()
-            }
+            return {s: self._scaled(k, t) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Contract):
             return self._contracted(k)
         if isinstance(k, (c.Reduce, c.Spatial)):
@@ -158,6 +157,12 @@ class ShiftPass:
             return self._entering(k, k.table, full(k.out.shape, range(lead, k.out.ndim)), "rows")
         return {}
 
+    def _scaled(self, k: c.Mul, term: Term) -> Term:
+        if term.gains and term.gains == ((gain_of(self.makers, k.y), k.power),):
+            return Term(frozenset(), False)
+        across = full(k.y.shape)
+        return Term(term.varies | across, term.direct and _covers(term.varies, across))
+
     def _entering(
         self, k: c.Constraint, t: c.Tensor, varies: frozenset[Factor], kind: str, *, direct: bool = True
     ) -> Terms:
@@ -167,6 +172,9 @@ class ShiftPass:
         for s in self.sources.of(k, t):
             e = s.entry(k, t)
             if s not in self.dead and e.kind == kind:
+                if e.level and e.way is not None and e.way.gains:
+                    out[s] = Term(varies, False, tuple((gain, -power) for gain, power in e.way.gains))
+                    continue
                 own = frozenset(f for f in varies if f.dim not in e.level)
                 out[s] = Term(own, direct and s.single and s.tensor is t)
         return out
@@ -190,6 +198,8 @@ class ShiftPass:
     def _contracted(self, k: c.Contract) -> Terms:
         out: Terms = {}
         x, y, xl, yl = self.sources.operands(k)
+        if self.sources.absorber(k) is not None:
+            return out
         if self.sources.is_static(y):
             own = [i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window]
             places = {d: k.out_labels.index(a) for d, a in enumerate(xl) if a in k.out_labels}
@@ -222,7 +232,9 @@ class ShiftPass:
             return
         if isinstance(k, c.Contract):
             x, y, xl, _ = self.sources.operands(k)
-            if self.sources.is_static(y):
+            if (absorber := self.sources.absorber(k)) is not None:
+                self._still(x, {s for s, t in self.terms(x).items() if s.level or not t.dims <= absorber.dims})
+            elif self.sources.is_static(y):
                 windowed = {d for d, a in enumerate(xl) if a in k.window}
                 self._stop(x, k, lambda t: bool(t.dims & windowed) or (bool(windowed) and not k.shift_safe))
             elif self.sources.averages(k):

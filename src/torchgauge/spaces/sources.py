@@ -297,11 +297,30 @@ class Sources:
 
     def reader(self, k: c.Contract, weight: c.Tensor) -> Relation | None:
         """The affine relation of what the weight reads, if the whole contraction is along it."""
+        edges = bool(k.window) and not k.shift_safe
+        r = self._along(k, weight)
+        return None if r is None or (edges and (r.constant or r.offsets)) else r
+
+    def absorber(self, k: c.Contract) -> Relation | None:
+        """The relation n·x = κ by which a reader with edges takes up a constant δ of what it reads: W − (Wδ/κ) ⊗ n.
+
+        What it adds would not be constant at the edges, so that no bias behind it could.
+        """
+        _, y, xl, yl = self.operands(k)
+        if not k.window or k.shift_safe or (k, y) not in self._alone or set(xl) & set(yl) & set(k.out_labels):
+            return None
+        r = self._along(k, y)
+        return r if r is not None and (r.constant or r.offsets) and len(r.dims) == 1 else None
+
+    @cached_property
+    def _alone(self) -> set[tuple[c.Constraint, c.Tensor]]:
+        """Readers of parts that nothing else reads, with those parts."""
+        return {uses[0] for uses in self.parts.values() if len(uses) == 1}
+
+    def _along(self, k: c.Contract, weight: c.Tensor) -> Relation | None:
         x, y, xl, yl = self.operands(k)
         r = self.relations.relations.get(x)
         if r is None or y is not weight or y.role == "const":
-            return None
-        if k.window and not k.shift_safe and (r.constant or r.offsets):
             return None
         summed = {a for a in xl if a in yl and a not in k.out_labels and x.shape[xl.index(a)] > 1}
         if summed & k.window or not summed or {xl[d] for d in r.dims if x.shape[d] > 1} != summed:
