@@ -106,7 +106,7 @@ def _shift_factor(stage: ShiftStage, source: Source) -> Factor:
     name = _learnable(stage.shifts.program, param_of(stage.shifts.makers, source.tensor).name)
     others = [s.tensor for s, (_, terms) in stage.shifts.solved.items() if source in terms]
     others += [source.partner[0]] if source.partner else []
-    others += stage.taking_up(source)
+    others += [*source.also, *stage.taking_up(source)]
     absorbed = [_learnable(stage.shifts.program, param_of(stage.shifts.makers, t).name) for t in others]
     parameters = tuple(dict.fromkeys([name, *absorbed]))
     size = prod(stage.shape(source))

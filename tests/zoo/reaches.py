@@ -141,6 +141,21 @@ class Slow(nn.Module):
         return F.scaled_dot_product_attention(q, k, self.v(x))
 
 
+class Beside(nn.Module):
+    """A token and two kinds of tokens one after the other: their biases can only be changed all alike."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.one, self.two, self.token = nn.Linear(7, d), nn.Linear(7, d), nn.Parameter(torch.zeros(1, 1, d))
+        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=0.1) for _ in range(3))
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.norms[0](self.one(x[:, :3])), self.norms[1](self.two(x[:, 3:]))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), one, two], 1)
+        return self.norms[2](x + self.o(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -150,4 +165,5 @@ CASES: tuple[Case, ...] = (
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 6, 7), 28, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
     Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),
+    Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),
 )

@@ -182,6 +182,9 @@ class _Run:
         name = param_of(self.makers, s.tensor).name
         delta = self.delta(s, value).expand(s.tensor.shape)
         self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], delta)
+        for other in s.also:
+            name = param_of(self.makers, other).name
+            self.new[name] = add_to_view(self.makers, other, self.new[name], delta.reshape(other.shape))
         if s.partner is not None:
             other, ratio = s.partner
             name = param_of(self.makers, other).name
@@ -209,6 +212,8 @@ class _Run:
         """A change of the source's tensor as a change of what the entry reads."""
         if e.tensor is s.tensor:
             return delta
+        if e.tensor in s.also:
+            return delta.expand(s.tensor.shape).reshape(e.tensor.shape)
         return viewed(self.makers, e.tensor, delta.expand(s.tensor.shape), s.tensor)
 
     def _read(self, e: Entry, u: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -171,7 +171,12 @@ def measure(
     hidden_in: tuple[tuple[str, float], ...] = ()
     places = None
     if found.hidden > 0:
-        energy = _energy(_excess(probe, found) if excess is None else excess, found)
+        excess = _excess(probe, found) if excess is None else excess
+        if taken := _in_rows(subject, excess, found):
+            found = replace(found, nullity=found.nullity - taken, hidden=found.hidden - taken)
+            notes.append(f"{taken} directions move rows of tokens that are never drawn and were taken off the nullity")
+    if found.hidden > 0 and excess is not None:
+        energy = _energy(excess, found)
         hidden_in, places = _shares(subject, energy), F.normalize(energy.sqrt(), dim=0)
     exact_rank = found.exact.shape[1]
     both = span(torch.cat([flat, limit], dim=1)[~found.dead]).shape[1] if limit.shape[1] else exact_rank
@@ -190,6 +195,22 @@ def measure(
         notes=tuple(notes),
         places=places,
     )
+
+
+def _in_rows(subject: Subject, excess: Tensor, found: _Found) -> int:
+    """How many hidden directions move, of tables that have rows which no input reads, those rows alone.
+
+    The row of a padding token is read as a row of a tied classifier still, whose bias takes up what a norm makes
+    constant.
+    """
+    unread, read = subject.rows_by_use
+    if not bool(unread.any()):
+        return 0
+    read = read & ~found.dead
+    known = span(found.known[read])
+    rest = F.normalize(excess, dim=0)[read]
+    rest = rest - known @ (known.T @ rest)
+    return excess.shape[1] - int((torch.linalg.svdvals(rest) > STILL).sum())
 
 
 def _matrix(subject: Subject, tangents: Sequence[State]) -> Tensor:

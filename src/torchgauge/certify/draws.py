@@ -117,6 +117,13 @@ class Draws:
         self.kinks = watch.met
         self.varied = any(s.kind in ("normal", "identifier") for s in self._slots)
 
+    @property
+    def absent(self) -> frozenset[int]:
+        """Reserved identifiers that occur in no input."""
+        slots = [slot for slot in self._slots if slot.kind == "identifier"]
+        found = frozenset(i for i in self.reserved if all(self._reserved(torch.tensor([i]), s.rows)[0] for s in slots))
+        return found - {int(i) for slot in slots for i in slot.value.unique()}
+
     def next(self) -> tuple[tuple, dict]:
         """The next input, as (args, kwargs)."""
         scale = _SCALES[self.count % len(_SCALES)]

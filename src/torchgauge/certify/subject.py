@@ -85,6 +85,20 @@ class Subject:
             self._draws = Draws(self.args, self.kwargs, run, self.generator, reserved(self.model))
         return self._draws
 
+    @property
+    def rows_by_use(self) -> tuple[Tensor, Tensor]:
+        """Of tables whose padding token is in no input: its rows, and the others, both [P]."""
+        absent = self.draws.absent
+        padded = [m for m in self.model.modules() if getattr(m, "padding_idx", None) in absent]
+        masks: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name in self.names:
+            unread = torch.zeros(self._state[name].shape, dtype=torch.bool)
+            if any(self._state[name] is getattr(m, "weight", None) for m in padded):
+                unread[[i for i in absent if i < unread.shape[0]]] = True
+            masks[0].append(unread.reshape(-1))
+            masks[1].append((~unread & unread.any()).reshape(-1))
+        return torch.cat(masks[0]), torch.cat(masks[1])
+
     def example(self) -> Evaluate:
         """The model at the example input."""
         return self.at(*self.draws.example)

@@ -14,6 +14,7 @@ from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Gains, PatternPass, RelationPass, gain_of, grouping
+from torchgauge.spaces.joint import joint
 from torchgauge.spaces.levels import flats, levels
 from torchgauge.spaces.sources import VIEWS, Source, Sources
 
@@ -88,14 +89,28 @@ class ShiftPass:
         # a level of a free bias would be counted twice
         self.levels = [s for s in levels(self.sources) if s.tensor not in free]
         narrow = list(flats(self.sources, (s for s in self.sources if s in self.dead)))
-        if self.levels or narrow:
-            for s in (*self.levels, *narrow):
-                self.sources.add(s)
-            self.free, self.solved, self.dead, self.zero, self.known = [], {}, set(), {}, {}
-            self._solve()
+        held = self.dead | {s for s, (_, others) in self.solved.items() if not others}
+        joints = list(joint(self.sources, held))
+        for s in (*self.levels, *narrow, *joints):
+            self.sources.add(s)
+        while self.levels or narrow or joints:
+            given_up = {s for s in self.sources if s.also} - set(joints)
+            self._solve(given_up | {s for s in held if self._moved_by(joints, s)} | self._counted(joints))
+            if given_up == (given_up := {s for s in self.sources if s.also and s not in self.free}):
+                break
+            joints = [s for s in joints if s not in given_up]
         return self
 
-    def _solve(self) -> None:
+    def _moved_by(self, joints: Iterable[Source], s: Source) -> bool:
+        return not s.also and any(s.tensor in (j.tensor, *j.also) for j in joints)
+
+    def _counted(self, joints: Iterable[Source]) -> set[Source]:
+        """One level of every joint source: all of them are one of its changes."""
+        firsts = {j.tensor for j in joints}
+        return {s for s in self.levels if s.tensor in firsts}
+
+    def _solve(self, still: Iterable[Source] = ()) -> None:
+        self.free, self.solved, self.dead, self.zero, self.known = [], {}, set(still), {}, {}
         for k in self.program.constraints:
             self._visit(k)
         for out in self.program.outputs:
@@ -138,9 +153,12 @@ class ShiftPass:
         if isinstance(k, c.Expand):
             return self.terms(k.x)
         if isinstance(k, c.Concat):
-            out: Terms = {}
-            for x in k.xs:
-                for s, t in self._operand(k, x).items():
+            parts = [self._operand(k, x) for x in k.xs]
+            out: Terms = {s: Term(t.varies, False) for s, t in parts[0].items() if self._alike(k, s, parts)}
+            for arriving in parts:
+                for s, t in arriving.items():
+                    if s in out and self._alike(k, s, parts):
+                        continue
                     kept = frozenset(f for f in t.varies if f.dim != k.dim)
                     out = _merge(out, {s: Term(kept | full(k.out.shape, [k.dim]), False)})
             return out
@@ -156,6 +174,14 @@ class ShiftPass:
             lead = k.out.ndim - (k.table.ndim - 1)
             return self._entering(k, k.table, full(k.out.shape, range(lead, k.out.ndim)), "rows")
         return {}
+
+    def _alike(self, k: c.Concat, s: Source, parts: list[Terms]) -> bool:
+        """Whether a joint source moves all parts by the same."""
+        if not s.also or not all(s in arriving for arriving in parts):
+            return False
+        terms = [arriving[s] for arriving in parts]
+        unchanged = all(t.direct or self.sources.is_static(x) for t, x in zip(terms, k.xs, strict=True))
+        return unchanged and len({t.varies for t in terms}) == 1 and k.dim not in terms[0].dims
 
     def _scaled(self, k: c.Mul, term: Term) -> Term:
         if term.gains and term.gains == ((gain_of(self.makers, k.y), k.power),):
@@ -176,7 +202,7 @@ class ShiftPass:
                     out[s] = Term(varies, False, tuple((gain, -power) for gain, power in e.way.gains))
                     continue
                 own = frozenset(f for f in varies if f.dim not in e.level)
-                out[s] = Term(own, direct and s.single and s.tensor is t)
+                out[s] = Term(own, direct and (bool(s.also) or (s.single and s.tensor is t)))
         return out
 
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
@@ -294,7 +320,8 @@ class ShiftPass:
     def _pivot(self, arrived: Terms) -> Source | None:
         """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""
         wide = frozenset().union(*(term.varies for term in arrived.values()))
-        able = [s for s, term in arrived.items() if term.direct and _covers(term.varies, wide) and s not in self.solved]
+        able = [s for s, term in arrived.items() if term.direct and _covers(term.varies, wide)]
+        able = [s for s in able if not s.also and s not in self.solved]
         able = [s for s in able if not any(self._rests_on(o, s) for o in arrived if o is not s)]
         return max(able, key=lambda s: (s.kind == "bias", list(arrived).index(s)), default=None)
 

@@ -52,6 +52,8 @@ class Source:
     """A parameter that is always added together with this one, and takes its change off times a number."""
     inside: frozenset[c.Tensor] = frozenset()
     """Of a trade: the parts of the sums in which only one of the two stands."""
+    also: tuple[c.Tensor, ...] = ()
+    """Further parameters that take the same change (see joint.py)."""
     level: bool = False
     """Whether it may pass readers that ignore constants, and vanish further on (see levels.py)."""
 
@@ -62,6 +64,8 @@ class Source:
 
     @property
     def kind(self) -> str:
+        if self.also:
+            return "joint"
         return "trade" if self.partner else self.entries[0].kind if self.single else "tied"
 
     @property
