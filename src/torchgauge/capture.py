@@ -207,6 +207,14 @@ def state_of(model: nn.Module) -> State:
     return State(params, buffers, ties, frozenset(unsaved & whole))
 
 
+def written(value: object) -> object:
+    """A short tensor of numbers that `forward` spells out, as these are spelled: 0.1, not 0.1 rounded to float32."""
+    if type(value) is not Tensor or value.is_meta or value.dtype != torch.float32 or value.numel() > 1000:
+        return value
+    numbers = [float(str(x)) for x in value.detach().cpu().numpy().reshape(-1)]
+    return torch.tensor(numbers, dtype=torch.float64).reshape(value.shape)
+
+
 def positional(args: Any) -> tuple[Any, ...]:
     """Positional arguments as a tuple; what is no sequence is the only one."""
     return tuple(args) if isinstance(args, (tuple, list)) else (args,)
@@ -470,7 +478,7 @@ def _assembled(program: ExportedProgram, state: State, call: Call, names: list[s
         buffers=state.buffers,
         fixed=state.fixed,
         constants={
-            name.removeprefix(_PREFIX + "."): value
+            name.removeprefix(_PREFIX + "."): written(value) if "lifted_tensor" in name else value
             for name, value in program.constants.items()
             if ("const", name.removeprefix(_PREFIX + ".")) in placeholders.values()
         },
