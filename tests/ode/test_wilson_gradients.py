@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from tests.ode.test_wilson import EDGES, F64, Net, Smooth, close
 from torchgauge.errors import InputError
-from torchgauge.ode import factored_kernel, runge_kutta_kernel
+from torchgauge.ode import factored_kernel, runge_kutta_kernel, slices
 from torchgauge.ode.factored import DYSON4, DYSON6
 from torchgauge.ode.magnus_exponential import exponential
 from torchgauge.ode.products import ordered_products
@@ -78,7 +78,7 @@ def test_the_written_reverse_pass_equals_automatic_differentiation(monkeypatch, 
     plain = runge_kutta_kernel.propagate_plainly(RK8.tableau, Samples(values, offsets, n), steps)
     (expected,) = torch.autograd.grad((plain * readout).sum(), values)
     for kept in (1 << 28, 0):  # stages kept, or computed again
-        monkeypatch.setattr(runge_kutta_kernel, "KEEP_BYTES", kept)
+        monkeypatch.setattr(slices, "KEEP_BYTES", kept)
         lines = RK8.propagators(Samples(values, offsets, n), steps)
         close(lines.detach(), plain.detach(), 1e-13)
         close(torch.autograd.grad((lines * readout).sum(), values)[0], expected, 1e-12)
@@ -98,7 +98,7 @@ def test_the_reverse_pass_of_factored_series(monkeypatch, method, d, steps, apar
     plain = factored_kernel.propagate_plainly(method.table, samples, steps)
     expected = torch.autograd.grad((plain * readout).sum(), values)[0]
     for bytes_kept in (1 << 28, 0):
-        monkeypatch.setattr(factored_kernel, "KEEP_BYTES", bytes_kept)
+        monkeypatch.setattr(slices, "KEEP_BYTES", bytes_kept)
         lines = method.propagators(samples, steps)
         close(lines.detach(), plain.detach(), 1e-14)
         close(torch.autograd.grad((lines * readout).sum(), values)[0], expected, 1e-13)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchgauge.ode.factored_kernel import Table, propagate, propagate_plainly, transport
+from torchgauge.ode.factored_kernel import KERNEL, Table, propagate_plainly, transport
 from torchgauge.ode.wilson_base import Method, Samples, transformed
 
 Rows = tuple[tuple[float, ...], ...]
@@ -54,7 +54,7 @@ class FactoredDyson(Method):
     def propagators(self, samples: Samples, steps: Tensor) -> Tensor:
         if steps.requires_grad or transformed():
             return propagate_plainly(self.table, samples, steps)
-        return propagate(self.table, samples, steps)
+        return KERNEL.propagate(self.table, samples, steps)
 
     @torch.no_grad()
     def transport(self, samples: Samples, steps: Tensor, vectors: Tensor) -> Tensor | None:

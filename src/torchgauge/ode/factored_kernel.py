@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchgauge.ode.slices import Kernel
 from torchgauge.ode.wilson_base import Samples, column
 from torchgauge.ode.wilson_chunks import Chunk, chunks, workspace
 
 SMALL_BYTES = 1 << 16  # up to this, buffers are kept between calls
-KEEP_BYTES = 1 << 28  # above this much, the reverse pass computes the factors again
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -181,36 +180,6 @@ def _backward(table: Table, samples: Samples, steps: Tensor, kept: list[Tensor],
     return total
 
 
-class _Slices(torch.autograd.Function):
-    """Slices with the reverse pass written out, at two products for each of the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, table: Table, offsets: tuple[int, ...], steps: Tensor) -> Tensor:
-        samples = Samples(values, offsets, len(steps))
-        size = len(steps) * values[0].numel() * 2 * table.products * values.element_size()
-        result, ctx.kept = _forward(table, samples, steps, keep=size <= KEEP_BYTES)
-        ctx.save_for_backward(values)
-        ctx.table, ctx.offsets, ctx.steps = table, offsets, steps
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (values,) = ctx.saved_tensors
-        samples = Samples(values, ctx.offsets, len(ctx.steps))
-        if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            result = propagate_plainly(ctx.table, samples, ctx.steps)
-            return (*torch.autograd.grad(result, values, grads[0], create_graph=True), None, None, None)
-        return _backward(ctx.table, samples, ctx.steps, ctx.kept, grads[0]), None, None, None
-
-
-def propagate(table: Table, samples: Samples, steps: Tensor) -> Tensor:
-    """The lines of the slices, [N, fields, d, d]; see `Method.propagators`. The steps are constants."""
-    if torch.is_grad_enabled() and samples.values.requires_grad:
-        return _Slices.apply(samples.values, table, samples.offsets, steps)  # pyright: ignore[reportReturnType]
-    with torch.no_grad():
-        return _forward(table, samples, steps, keep=False)[0]
-
-
 def propagate_plainly(table: Table, samples: Samples, steps: Tensor) -> Tensor:
     """The same in plain operations, differentiable any number of times and by every transformation."""
     h = column(steps, samples.values)
@@ -254,3 +223,6 @@ def transport(table: Table, samples: Samples, steps: Tensor, vectors: Tensor) ->
         products.append(forms[2 * i] @ moved)
         total = total + products[-1]
     return total
+
+
+KERNEL = Kernel(_forward, _backward, propagate_plainly, lambda table: 2 * table.products)

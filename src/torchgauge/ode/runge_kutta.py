@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from torchgauge.ode.runge_kutta_kernel import Tableau, propagate, propagate_plainly, transport
+from torchgauge.ode.runge_kutta_kernel import KERNEL, Tableau, propagate_plainly, transport
 from torchgauge.ode.wilson_base import Method, Samples, transformed
 
 
@@ -48,7 +48,7 @@ class RungeKutta(Method):
     def propagators(self, samples: Samples, steps: Tensor) -> Tensor:
         if steps.requires_grad or transformed():
             return propagate_plainly(self.tableau, samples, steps)
-        return propagate(self.tableau, samples, steps)
+        return KERNEL.propagate(self.tableau, samples, steps)
 
     @torch.no_grad()
     def transport(self, samples: Samples, steps: Tensor, vectors: Tensor) -> Tensor:

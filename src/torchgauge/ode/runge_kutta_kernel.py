@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchgauge.ode.slices import Kernel
 from torchgauge.ode.wilson_base import Samples, column
 from torchgauge.ode.wilson_chunks import Chunk, chunks, workspace
 
 SMALL_BYTES = 1 << 16  # up to this, adding an identity costs less than writing on a diagonal
 WIDE = 256  # matrices this wide are taken half by half, column by column
-KEEP_BYTES = 1 << 28  # above this much, the reverse pass computes the stages again
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,36 +237,6 @@ def _backward(tableau: Tableau, samples: Samples, steps: Tensor, kept: list[Tens
     return result
 
 
-class _Slices(torch.autograd.Function):
-    """Runge–Kutta slices with the reverse pass written out, at two products for each of the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, tableau: Tableau, offsets: tuple[int, ...], steps: Tensor) -> Tensor:
-        samples = Samples(values, offsets, len(steps))
-        size = len(steps) * values[0].numel() * tableau.stages * values.element_size()
-        result, ctx.kept = _forward(tableau, samples, steps, keep=size <= KEEP_BYTES)
-        ctx.save_for_backward(values)
-        ctx.tableau, ctx.offsets, ctx.steps = tableau, offsets, steps
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (values,) = ctx.saved_tensors
-        samples = Samples(values, ctx.offsets, len(ctx.steps))
-        if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            result = propagate_plainly(ctx.tableau, samples, ctx.steps)
-            return (*torch.autograd.grad(result, values, grads[0], create_graph=True), None, None, None)
-        return _backward(ctx.tableau, samples, ctx.steps, ctx.kept, grads[0]), None, None, None
-
-
-def propagate(tableau: Tableau, samples: Samples, steps: Tensor) -> Tensor:
-    """The lines of the slices, [N, fields, d, d]; see `Method.propagators`. The steps are constants."""
-    if torch.is_grad_enabled() and samples.values.requires_grad:
-        return _Slices.apply(samples.values, tableau, samples.offsets, steps)  # pyright: ignore[reportReturnType]
-    with torch.no_grad():
-        return _forward(tableau, samples, steps, keep=False)[0]
-
-
 def propagate_plainly(tableau: Tableau, samples: Samples, steps: Tensor) -> Tensor:
     """The same in plain operations, differentiable any number of times and by every transformation."""
     _, _, d, _ = samples.values.shape
@@ -308,3 +277,6 @@ def _sum(k: dict[int, Tensor], row: tuple[int, tuple[float, ...]]) -> Tensor:
     for term in terms[1:]:
         result = result + term
     return result
+
+
+KERNEL = Kernel(_forward, _backward, propagate_plainly, lambda tableau: tableau.stages)
