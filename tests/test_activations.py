@@ -82,6 +82,22 @@ def test_glu_halves() -> None:
     assert_sound(lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(-1), nn.Linear(4, 2)), "glu", orbit=4)
 
 
+LOWEST = torch.finfo(torch.float32).min
+BOUNDS = {
+    "maximum": lambda x: torch.maximum(x, torch.full((), LOWEST)),
+    "clamp": lambda x: x.clamp(min=LOWEST, max=-LOWEST),
+    "clamp_min": lambda x: torch.clamp_min(x, -3e38),
+    "minimum": lambda x: torch.minimum(torch.tensor(3e38), x),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_that_no_number_reaches_bounds_nothing(name: str) -> None:
+    # matrices of a layer in between: 4 × 4
+    assert_sound(lambda: mlp(5, 4, 6, act=lambda: Fn(BOUNDS[name])), f"bound_{name}", width=5, orbit=16 + 4)
+    assert_sound(lambda: mlp(5, 4, 6, act=lambda: Fn(lambda x: x.clamp(min=-2.0))), "bound_near", width=5, orbit=0)
+
+
 def test_softmax_over_channels_of_images() -> None:
     case = Case(
         "activation_softmax2d",

@@ -55,6 +55,8 @@ def test_what_keeps_a_division_from_failing_is_no_kink_to_move_to() -> None:
     assert not kinks.calls
     with Kinks() as none:
         torch.tanh(torch.randn(3))
+        torch.max(torch.randn(3), torch.full((), torch.finfo(torch.float32).min))
+        torch.randn(3).clamp(max=3e38)
     assert not none.met
 
 

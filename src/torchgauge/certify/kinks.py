@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from torchgauge.rules.pointwise import FAR
+
 # where the kinks of a function of one tensor are
 _AT: dict[str, tuple[float, ...]] = {
     "relu": (0.0,), "leaky_relu": (0.0,), "prelu": (0.0,), "rrelu": (0.0,), "abs": (0.0,), "elu": (0.0,),
@@ -64,15 +66,23 @@ class Kinks(TorchFunctionMode):
 
     def note(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         name = base_name(func)
-        if name.startswith(_ORDER):
+        if name.startswith(_ORDER) and not _far(args):
             self.met = True
         x = args[0] if args else kwargs.get("input", kwargs.get("self"))
         if not isinstance(x, Tensor) or not x.is_floating_point() or not (at := _kinks(name, args, kwargs)):
+            return
+        if all(abs(k) >= FAR for k in at):
             return
         self.met = True
         at = tuple(sorted(k for k in at if k == 0.0 or _SMALL <= abs(k) <= _LARGE))
         if at:
             self.calls.append(Kinked(x.clone(), at))  # the function may write over it
+
+
+def _far(args: Any) -> bool:
+    """Whether the second operand is one number that nothing reaches."""
+    other = args[1] if len(args) > 1 else None
+    return isinstance(other, Tensor) and other.numel() == 1 and bool((other.abs() >= FAR).all())
 
 
 def _kinks(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[float, ...]:

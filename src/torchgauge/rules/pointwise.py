@@ -116,6 +116,10 @@ def lerp(ctx: Lowering, x: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
     return ctx.b.add(ctx.tensor(x), ctx.b.mul(ctx.tensor(weight), step))
 
 
+FAR = 1e30
+"""A bound so far away is taken not to be met."""
+
+
 @rule(aten.maximum, aten.max.other, aten.max.out, aten.fmax)
 def maximum(ctx: Lowering, x: Tensor, y: Tensor) -> Tensor:
     return extremum(ctx, ctx.tensor(x), ctx.tensor(y), 1.0)
@@ -127,7 +131,14 @@ def minimum(ctx: Lowering, x: Tensor, y: Tensor) -> Tensor:
 
 
 def extremum(ctx: Lowering, x: Tensor, y: Tensor, sign: float) -> Tensor:
-    """max(x, y) = (x + y + |x − y|)/2, min with the other sign; max with the number zero is the positive part."""
+    """max(x, y) = (x + y + |x − y|)/2, min with the other sign; max with the number zero is the positive part.
+
+    A bound that no number reaches, such as the lowest one of a dtype, bounds nothing.
+    """
+    if x.role == "const" and y.role != "const":
+        x, y = y, x
+    if y.fill is not None and y.fill * sign <= -FAR:
+        return x
     if y.fill == 0.0:
         return ctx.b.pointwise(x, PROFILES["relu"] if sign > 0 else Profile("negative_part", degree=1))
     if y.fill is not None or (y.role == "const" and y.shape == (1,) * y.ndim):
@@ -218,13 +229,12 @@ def threshold(ctx: Lowering, x: Tensor, at: float, value: float) -> Tensor:
 
 @rule(aten.hardtanh)
 def hardtanh(ctx: Lowering, x: Tensor, low: float = -1, high: float = 1) -> Tensor:
-    return ctx.b.pointwise(x, clamp_profile(float(low), float(high)))
+    return _clamped(ctx, x, float(low), float(high))
 
 
 @rule(aten.clamp.default, aten.clip.default)
 def clamp(ctx: Lowering, x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    profile = clamp_profile(None if low is None else float(low), None if high is None else float(high))
-    return ctx.b.pointwise(x, profile)
+    return _clamped(ctx, x, None if low is None else float(low), None if high is None else float(high))
 
 
 @rule(aten.clamp.Tensor, aten.clip.Tensor, aten.clamp_min.Tensor)
@@ -235,17 +245,22 @@ def clamp_tensor(ctx: Lowering, x: Tensor, low: Tensor | None = None, high: Tens
 
 @rule(aten.clamp_min.default)
 def clamp_min(ctx: Lowering, x: Tensor, low: float) -> Tensor:
-    return ctx.b.pointwise(x, clamp_profile(float(low), None))
+    return _clamped(ctx, x, float(low), None)
 
 
 @rule(aten.clamp_max.default)
 def clamp_max(ctx: Lowering, x: Tensor, high: float) -> Tensor:
-    return ctx.b.pointwise(x, clamp_profile(None, float(high)))
+    return _clamped(ctx, x, None, float(high))
 
 
 @rule(aten.clamp_max.Tensor)
 def clamp_max_tensor(ctx: Lowering, x: Tensor, high: Tensor) -> Tensor:
     return extremum(ctx, x, ctx.tensor(high), -1.0)
+
+
+def _clamped(ctx: Lowering, x: Tensor, low: float | None, high: float | None) -> Tensor:
+    low, high = None if low is None or low <= -FAR else low, None if high is None or high >= FAR else high
+    return x if low is None and high is None else ctx.b.pointwise(x, clamp_profile(low, high))
 
 
 def clamp_profile(low: float | None, high: float | None) -> Profile:
