@@ -87,8 +87,12 @@ def _carried(k: c.Constraint, dims: frozenset[int]) -> frozenset[int] | None:
             return dims if all(k.inputs[0].shape[d] == k.out.shape[d] for d in dims) else None
         case c.Permute():
             return frozenset(k.dims.index(d) for d in dims)
-        case c.Slice() | c.Concat():
+        case c.Slice():
             return dims if k.dim not in dims else None
+        case c.Concat():
+            return dims  # also of neighbours side by side, where it is constant over all of them
+        case c.Spatial(keeps_constants=True):
+            return dims if not dims & set(k.dims) else None
         case c.Reshape():
             return regrouped(dims, k.x.shape, k.out.shape)
     return None

@@ -176,12 +176,25 @@ class ShiftPass:
         return {}
 
     def _alike(self, k: c.Concat, s: Source, parts: list[Terms]) -> bool:
-        """Whether a joint source moves all parts by the same."""
-        if not s.also or not all(s in arriving for arriving in parts):
+        """Whether a source moves all parts by the same: a joint one, or a constant in parts of one tensor."""
+        if not all(s in arriving for arriving in parts):
             return False
         terms = [arriving[s] for arriving in parts]
+        if not s.also:
+            origins = {self._origin(x) for x in k.xs}
+            return len(origins) == 1 and not self.terms(origins.pop())[s].varies
         unchanged = all(t.direct or self.sources.is_static(x) for t, x in zip(terms, k.xs, strict=True))
         return unchanged and len({t.varies for t in terms}) == 1 and k.dim not in terms[0].dims
+
+    def _origin(self, t: c.Tensor) -> c.Tensor:
+        """What a tensor is a part of."""
+        made = self.makers.get(t)
+        while isinstance(made, (c.Reshape, c.Permute, c.Slice)) or (
+            isinstance(made, c.Spatial) and made.keeps_constants
+        ):
+            t = made.x
+            made = self.makers.get(t)
+        return t
 
     def _scaled(self, k: c.Mul, term: Term) -> Term:
         if term.gains and term.gains == ((gain_of(self.makers, k.y), k.power),):
