@@ -225,6 +225,8 @@ def _sound(config: Any, normal: Callable[..., Tensor], whole: Callable[..., Tens
         if name != "input_features" and variant == 4:
             return normal(1, samples)
         shapes = ((1, bins, frames), (1, frames, bins), (1, 64, bins), (1, 1, frames, bins), (1, bins, 64))
+        if is_whole(factor := find(config, "subsampling_factor")):  # frames to a token
+            shapes = ((1, LENGTH * factor, bins), (1, bins, LENGTH * factor), *shapes[2:])
         return normal(*(shapes[variant] if name == "input_features" else shapes[(1, 0, 2, 3)[variant]]))
     shapes = ((1, samples), (1, 1, samples), (1, 4000), (1, 1, 4096), (1, 16000))
     return normal(*shapes[variant])

@@ -283,6 +283,8 @@ def _coupled(out: Raw, sizes: Sizes) -> Raw:
     for key in ("short_factor", "long_factor"):
         if isinstance(out.get(key), list):
             found[key] = out[key][: sizes.head_dim // 2]
+    if is_whole(out.get("subsampling_factor")) and "num_mel_bins" in out:  # a kernel sees neighbours at the end too
+        found["num_mel_bins"] = 4 * out["subsampling_factor"]
     if "attention_hidden_size" in out and "attention_head_dim" in out:  # of a stream and its copy side by side
         found |= {"attention_hidden_size": 2 * sizes.width, "attention_head_dim": 2 * sizes.width // sizes.heads}
     if "coordinate_size" in out and "shape_size" in out:  # four of the one and two of the other make a width
