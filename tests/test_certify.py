@@ -179,6 +179,29 @@ def test_entries_that_no_input_reads_are_counted_apart() -> None:
     assert {name for name, _ in found.hidden_in} == {"embed.weight", "place.weight"}
 
 
+class CountedPositions(nn.Module):
+    """Positions are counted without padding, which has one of its own; the classifier is the word table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(20, 4, padding_idx=0), nn.Embedding(8, 4, padding_idx=0)
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 20)
+        self.norms = nn.ModuleList(nn.LayerNorm(4, eps=0.1) for _ in range(2))
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        real = (ids != 0).long()
+        x = self.norms[0](self.embed(ids) + self.place(real.cumsum(1) * real))
+        return self.head(self.norms[1](torch.tanh(self.inner(x))))
+
+
+def test_the_row_of_a_token_that_is_never_drawn() -> None:
+    found = tg.certify(CountedPositions(), torch.randint(1, 20, (4, 6)))
+    assert found.sound
+    assert found.complete, found
+    assert any(note.startswith("1 directions move rows of tokens that are never drawn") for note in found.notes)
+
+
 def test_column_that_moves_nothing_is_not_dead() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
