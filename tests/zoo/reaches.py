@@ -97,11 +97,12 @@ class Edges(nn.Module):
     def __init__(self, d: int) -> None:
         super().__init__()
         self.first, self.norm = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1)
-        self.window, self.beside = nn.Conv1d(d, 4, 3, padding=1, bias=False), nn.Linear(d, 4)
+        self.window, self.beside = nn.Conv2d(d, 4, 3, padding=1, bias=False), nn.Linear(d, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.first(x))
-        return torch.tanh(self.window(x.transpose(1, 2)).transpose(1, 2)) + torch.sigmoid(self.beside(x))
+        picture = x.transpose(1, 2).unflatten(2, (3, 3))
+        return torch.tanh(self.window(picture).flatten(2).transpose(1, 2)) + torch.sigmoid(self.beside(x))
 
 
 class Averaged(nn.Module):
@@ -162,7 +163,7 @@ CASES: tuple[Case, ...] = (
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
-    Case("edges_of_a_window", lambda: Edges(5), normal(24, 6, 7), 28, batches=4),
+    Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
     Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),
     Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),

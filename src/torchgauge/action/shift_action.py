@@ -314,6 +314,8 @@ class _Run:
         (dim,) = (d for d in relation.dims if x.shape[d] > 1)
         shape = [x.shape[dim] if a == xl[dim] else 1 for a in yl]
         n = torch.as_tensor(gain_product(relation.gains, self.old), dtype=torch.float64).expand(x.shape[dim])
+        for d in range(x.ndim):  # constant along all others, also where it is written out
+            shift = shift if d == dim else shift.narrow(d, 0, 1)
         weight, moved = self.value_of(y), shift.reshape(-1).expand(x.shape[dim])
         met = (weight * moved.reshape(shape)).sum(yl.index(xl[dim]), keepdim=True)
         name = param_of(self.makers, y).name
