@@ -221,11 +221,13 @@ def engine() -> str:
     return digest.hexdigest()[:12]
 
 
-def write(rows: list[dict[str, Any]], total: int) -> None:
-    """The JSON file and the page."""
+def write(rows: list[dict[str, Any]], total: int, older: int = 0) -> None:
+    """The JSON file and the page; so many rows were made by older code."""
     rows = sorted(rows, key=lambda r: (r["type"], r["role"]))
-    JSON.write_text(json.dumps({"versions": versions(), "targets": total, "rows": rows}, indent=1) + "\n")
-    PAGE.write_text(page(rows, total, versions()))
+    JSON.write_text(
+        json.dumps({"versions": versions(), "targets": total, "older": older, "rows": rows}, indent=1) + "\n"
+    )
+    PAGE.write_text(page(rows, total, versions(), older))
 
 
 def sweep(todo: list[Target], options: argparse.Namespace) -> None:
@@ -246,11 +248,11 @@ def sweep(todo: list[Target], options: argparse.Namespace) -> None:
         told = f"[{i + 1}/{len(left)}] {row['seconds']:5.1f} s  {target.key}  {row['status']}"
         print(told, file=sys.stderr, flush=True)
     # rows of sweeps side by side, and old ones where there are no new ones
-    rows, keys = known((), now), {t.key for t in todo}
-    found = [
-        {k: v for k, v in row.items() if k not in ("versions", "engine")} for key, row in rows.items() if key in keys
-    ]
-    write(found, len(todo))
+    keys = {t.key for t in todo}
+    rows = {key: row for key, row in known((), now).items() if key in keys}
+    older = sum(row.get("engine") != now for row in rows.values())
+    found = [{k: v for k, v in row.items() if k not in ("versions", "engine")} for row in rows.values()]
+    write(found, len(todo), older)
     print(summary(found))
 
 

@@ -17,19 +17,20 @@ def versions() -> dict[str, str]:
     return {name: version(name).split("+")[0] for name in ("torch", "transformers")}
 
 
-def page(rows: list[dict[str, Any]], total: int, found: Mapping[str, str]) -> str:
+def page(rows: list[dict[str, Any]], total: int, found: Mapping[str, str], older: int = 0) -> str:
     """docs/coverage.md.
 
     Args:
         rows: as in coverage.json.
         total: how many models there are to try.
         found: versions of the libraries that made the rows.
+        older: how many rows older code made.
     """
     head = f"""# Coverage
 
 `python benchmarks/coverage.py` makes this page: a tiny model with random weights of every model type of transformers
 {found["transformers"]} (torch {found["torch"]}), one base class and one head class each, as far as its default
-configuration can be shrunk and run without a network. {_tried(len(rows), total)}
+configuration can be shrunk and run without a network. {_tried(len(rows), total)}{_older(older)}
 
 {summary(rows)}
 
@@ -56,6 +57,15 @@ def _tried(count: int, total: int) -> str:
     if count == total:
         return f"All {total} were tried."
     return f"**A part: {count} of {total} were tried so far; shares are of these.**"
+
+
+def _older(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f"\n{count} rows are from before the last changes to the code: a model that was complete is not judged again at"
+        "\neach of them, and some that were not will be now (`--again old`)."
+    )
 
 
 def counts(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -142,7 +142,7 @@ def test_the_page_names_the_parameters_of_a_gap() -> None:
 def test_the_page_is_that_of_the_rows() -> None:
     data = json.loads((BENCHMARKS / "coverage.json").read_text())
     written = (BENCHMARKS.parent / "docs" / "coverage.md").read_text()
-    assert written == coverage_page.page(data["rows"], data["targets"], data["versions"])
+    assert written == coverage_page.page(data["rows"], data["targets"], data["versions"], data["older"])
     n = coverage_page.counts(data["rows"])
     assert n["unsound"] == 0
     assert n["sound"] >= n["measured"] == n["complete"] + n["incomplete"] + n["undecided"]
