@@ -112,9 +112,9 @@ def small(config: dict[str, Any], layers: int = 2) -> dict[str, Any]:
         out["layer_types"] = _representatives(kinds, count)
     if isinstance(config.get("expand"), int) and "state_size" in config:
         out["intermediate_size"] = config["expand"] * width
-    parts = [config.get(k) for k in _LATENT]
-    if all(isinstance(n, int) for n in parts) and config.get("head_dim") == sum(parts):  # type: ignore[arg-type]
-        out["head_dim"] = sum(out[k] for k in _LATENT)
+    parts = [n for n in map(config.get, _LATENT) if isinstance(n, int)]
+    if len(parts) == len(_LATENT) and config.get("head_dim") == sum(parts):
+        out["head_dim"] = len(_LATENT) * head_dim
     return _small_vision(config, _small_rope(out, head_dim), layers)
 
 

@@ -149,7 +149,8 @@ class Rotary:
         for before, after in ORDERS:
             factors = [_planes(y, after) / _planes(x, before) for x, y in trials]
             if _turns(factors[0], factors[1]):
-                still = _still(*trials[0], before) if before == after else ()
+                x, y = trials[0]
+                still = _still(x, y, before) if before == after else ()
                 return Turn(before, after, _varying(factors[0]), still)
         return None
 

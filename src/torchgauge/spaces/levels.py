@@ -58,7 +58,8 @@ def _facing(sources: Sources, k: c.Constraint, end: c.Tensor) -> frozenset[Gains
 
 def _normalised(sources: Sources, t: c.Tensor, dims: frozenset[int]) -> frozenset[Gains]:
     """Products of gains times which norms along the dimensions read a tensor, through sums and views."""
-    stack, seen = [(t, dims, ())], set()
+    stack: list[tuple[c.Tensor, frozenset[int], Gains]] = [(t, dims, ())]
+    seen: set[tuple[c.Tensor, Gains]] = set()
     found: set[Gains] = set()
     while stack:
         here, along, gains = stack.pop()
