@@ -74,16 +74,18 @@ def test_random_image_network(tree: Tree, head: bool, train: bool) -> None:
     assert_never_wrong(network(tree, "image", head, train))
 
 
-FOUND: tuple[Tree, ...] = (
-    ("sum_of_halves", "batch_norm_plain", "constant_minus", "with_own_relu"),
-    (("beside", ("batch_norm",)), "normalise"),
+FOUND: tuple[tuple[Kind, Tree], ...] = (
+    ("sequence", ("sum_of_halves", "batch_norm_plain", "constant_minus", "with_own_relu")),
+    ("sequence", (("beside", ("batch_norm",)), "normalise")),
+    ("image", ("grouped", "batch_norm_plain", "transposed")),
+    ("image", (("twice", ("three_readers",)), "grouped")),
 )
 
 
-@pytest.mark.parametrize("tree", FOUND)
-def test_networks_that_were_wrong_once(tree: Tree) -> None:
+@pytest.mark.parametrize(("kind", "tree"), FOUND)
+def test_networks_that_were_wrong_once(kind: Kind, tree: Tree) -> None:
     for head in (False, True):
-        assert_never_wrong(network(tree, "sequence", head))
+        assert_never_wrong(network(tree, kind, head))
 
 
 @pytest.mark.parametrize("kind", ["sequence", "image"])

@@ -227,7 +227,8 @@ class FrameStage:
     # -- action ------------------------------------------------------------------------------------------------
     def act(self, g: FrameElement, params: Coordinates) -> Coordinates:
         """New coordinates; tensors that nothing moves are passed on unchanged."""
-        gains = {t.name for t in self.frames.frames.gain_axes if t.role == "param"}
+        # what is conjugated by a gain reads its new value: of a parameter or a statistic
+        gains = {t.name if t.role == "param" else f"buffer:{t.name}" for t in self.frames.frames.gain_axes}
         order = sorted(self.layout, key=lambda n: n not in gains)
         new = dict(params)
         duals: dict[Axis, Tensor] = {}

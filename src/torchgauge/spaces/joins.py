@@ -85,6 +85,8 @@ class Frames(Ledger):
                 self._adopt(root, below, Label(charge=charge).after(label))
                 if not below.kind.vector:
                     self._join_gains(below)
+                if both:
+                    self._flatten(leaf, both=True)  # other spaces may stand in front of that one too
 
     def _join_gains(self, root: Axis) -> None:
         for gain in sorted(root.gains, key=lambda g: g.name):

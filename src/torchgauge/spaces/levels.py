@@ -8,6 +8,7 @@ take it off again further on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Gains, Pattern, gain_of, regrouped
@@ -73,7 +74,11 @@ def _normalised(sources: Sources, t: c.Tensor, dims: frozenset[int]) -> frozense
                 found.add(gains)
             if not gains and isinstance(k, c.Mul) and k.x is here and k.out.shape == here.shape:
                 gain = gain_of(sources.makers, k.y)
-                if gain is not None and frozenset(full(k.y)) == along:
+                if (
+                    gain is not None
+                    and frozenset(full(k.y)) == along
+                    and prod(gain.shape) == prod(t.shape[d] for d in dims)
+                ):
                     stack.append((k.out, along, ((gain, k.power),)))
             carried = _carried(k, along)
             if carried is not None:
