@@ -16,6 +16,7 @@ from torchgauge.action.shift_action import Coordinates, add_to_view, gain_produc
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Pattern, PatternPass
 from torchgauge.spaces.kernels import Kernels, Seen
+from torchgauge.spaces.levels import full
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.shifts import ShiftPass
 from torchgauge.spaces.sources import Source
@@ -93,7 +94,7 @@ class InvisibleStage(Additive):
             for dims in _choices(t):
                 if (left := kernels.left(t, dims)) > 0:
                     found.append(Writer(t, Pattern(frozenset()), dims, kernels.seen(t, dims), left))
-            if (left := kernels.left(t, whole := _wide(t), even=True)) > 0:
+            if (left := kernels.left(t, whole := tuple(sorted(full(t))), even=True)) > 0:
                 found.append(Writer(t, Pattern(frozenset()), whole, kernels.seen(t, whole, even=True), left))
             out += [max(found, key=lambda w: w.dimension)] if found else []
         known = {w.tensor for w in out}
@@ -107,7 +108,7 @@ class InvisibleStage(Additive):
         if s.kind != "relation" or e.tensor is not s.tensor or e.way is None or not isinstance(e.at, c.Contract):
             return
         _, _, xl, labels = self.shifts.sources.operands(e.at)
-        dims = tuple(d for d in _wide(s.tensor) if d not in e.way.dims)
+        dims = tuple(sorted(full(s.tensor) - e.way.dims))
         if any(labels[d] in xl or labels[d] not in e.at.out_labels for d in dims):
             return
         behind = tuple(e.at.out_labels.index(labels[d]) for d in dims)
@@ -131,11 +132,7 @@ class InvisibleStage(Additive):
         return new
 
 
-def _wide(t: c.Tensor) -> tuple[int, ...]:
-    return tuple(d for d, n in enumerate(t.shape) if n > 1)
-
-
 def _choices(t: c.Tensor) -> list[tuple[int, ...]]:
     """Dimensions along which a change of a parameter may have a fixed direction."""
-    wide = _wide(t)
+    wide = tuple(sorted(full(t)))
     return [(d,) for d in wide] + [wide[:n] for n in range(2, len(wide) + 1)]

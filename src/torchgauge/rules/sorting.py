@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torchgauge.rules import axes
+from torchgauge.rules.indexing import amax
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.registry import operators, rule
 from torchgauge.spaces.constraints import Tensor
@@ -28,8 +29,7 @@ def max_dim(ctx: Lowering, x: Tensor, dim: int, keepdim: bool = False) -> tuple[
     """The largest entry is positively homogeneous; where it stands is the first of all places in order."""
     if not x.ndim:
         return x, ctx.b.const((), "position", 0.0)
-    largest = axes.reshape(ctx.b, ctx.b.reduce(x, (dim % x.ndim,), "max", True), ctx.shape)
-    return largest, argmax(ctx, x, dim)
+    return amax(ctx, x, dim), argmax(ctx, x, dim)
 
 
 @rule(*operators("kthvalue"))

@@ -21,7 +21,7 @@ def levels(sources: Sources) -> Iterator[Source]:
         if not all(isinstance(k, c.Add) for k, _ in uses) or sources.patterns.of(t) is not None:
             continue
         # a level that depends on the position would find nobody to take it off
-        wide = frozenset(d for d, n in enumerate(t.shape) if n > 1)
+        wide = full(t)
         faced = [_facing(sources, k, end) for k, end in uses]
         for gains in frozenset.intersection(*faced):
             if gains and (len(uses) > 1 or len(wide) > 1 or uses[0][1] is not t):

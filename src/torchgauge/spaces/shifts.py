@@ -154,10 +154,11 @@ class ShiftPass:
             return self.terms(k.x)
         if isinstance(k, c.Concat):
             parts = [self._operand(k, x) for x in k.xs]
-            out: Terms = {s: Term(t.varies, False) for s, t in parts[0].items() if self._alike(k, s, parts)}
+            alike = {s for s in parts[0] if self._alike(k, s, parts)}
+            out: Terms = {s: Term(t.varies, False) for s, t in parts[0].items() if s in alike}
             for arriving in parts:
                 for s, t in arriving.items():
-                    if s in out and self._alike(k, s, parts):
+                    if s in alike:
                         continue
                     kept = frozenset(f for f in t.varies if f.dim != k.dim)
                     out = _merge(out, {s: Term(kept | full(k.out.shape, [k.dim]), False)})

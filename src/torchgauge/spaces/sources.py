@@ -310,8 +310,10 @@ class Sources:
 
         What it adds would not be constant at the edges, so that no bias behind it could.
         """
+        if not k.window or k.shift_safe:
+            return None
         _, y, xl, yl = self.operands(k)
-        if not k.window or k.shift_safe or (k, y) not in self._alone or set(xl) & set(yl) & set(k.out_labels):
+        if (k, y) not in self._alone or set(xl) & set(yl) & set(k.out_labels):
             return None
         r = self._along(k, y)
         return r if r is not None and (r.constant or r.offsets) and len(r.dims) == 1 else None
