@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # generic points of a network with kinks, steps to bring its units to work at each, how often inputs are added, and how
 # many in a row that see no hidden direction are enough: counts, so that rows do not depend on the machine
-POINTS, STEPS, ROUNDS, PATIENCE = 3, 40, 2, 16
+POINTS, STEPS, ROUNDS, PATIENCE = 3, 160, 2, 16
 # a network of one layer may hide so many directions by accident, which one of two layers does not
 EXOTIC = 3
 

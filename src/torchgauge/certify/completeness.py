@@ -237,9 +237,11 @@ def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
     if soft.shape[1] and nullity > exact.shape[1]:
         # an ε far below rounding makes its soft direction a null one: it is neither hidden nor exact
         unscaled = triangle[:, ~dead]
-        still = unscaled @ soft[~dead]
-        size = (unscaled.norm(dim=0)[:, None] * soft[~dead]).norm(dim=0)
-        null = soft[:, still.norm(dim=0) <= STILL * size.clamp_min(1e-300)]
+        moves = soft / (unscaled.norm(dim=0)[:, None] * soft[~dead]).norm(dim=0).clamp_min(1e-300)
+        effects = torch.linalg.qr((unscaled @ moves[~dead]), mode="r").R
+        mixtures, sizes = svd(F.pad(effects, (0, 0, 0, max(0, effects.shape[1] - effects.shape[0]))).T)
+        # also where several undo each other but for a product of two ε
+        null = moves @ mixtures[:, sizes <= STILL]
         known = torch.cat([flat, null], dim=1)
         explained = span(known[~dead]).shape[1] - exact.shape[1]
         explained = min(explained, nullity - exact.shape[1])

@@ -133,7 +133,7 @@ class Draws:
     def _draw(self, slot: _Slot, scale: float) -> Any:
         value = slot.value
         if slot.kind == "normal":
-            drawn = scale * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
+            drawn = scale * self._normal(value.shape)
             return drawn.to(value.device, value.dtype)
         if slot.kind == "identifier":
             # whole permutations of the rows, one after another: every row is drawn
@@ -148,6 +148,13 @@ class Draws:
             order = torch.randperm(value.numel(), generator=self.generator).to(value.device)
             return value.reshape(-1)[order].reshape(value.shape)
         return value
+
+    def _normal(self, shape: Sequence[int]) -> Tensor:
+        """Noise on top of what is constant along some dimensions: means of noise alone are nearly the same always."""
+        noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        constant = torch.randint(2, (len(shape),), generator=self.generator).tolist()
+        smooth = [1 if c and d else n for d, (n, c) in enumerate(zip(shape, constant, strict=True))]
+        return noise + torch.randn(smooth, generator=self.generator, dtype=torch.float64)
 
     def _reserved(self, ids: Tensor, rows: int) -> Tensor:
         """Which identifiers are reserved; none of a table that has little else, or not even those."""
