@@ -18,6 +18,7 @@ from torchgauge.errors import InputError
 from . import oracle
 from .test_kinks import layers
 from .test_oracle import TinyLlama
+from .zoo import catalogue
 
 Params = dict[str, Tensor]
 
@@ -332,6 +333,15 @@ def test_epsilon_too_small_to_see_is_not_taken_for_a_symmetry() -> None:
     assert found.holds
     assert found.orbit_dimension == 32
     assert net[1].eps == 1e-13
+
+
+def test_hidden_directions_that_become_approximate_factors() -> None:
+    case = catalogue.CASES["rows_before_a_norm_eps"]
+    found = tg.certify(case.module(), case.example())
+    assert found.sound
+    assert found.complete, found
+    assert any(note.startswith("14 directions of the kernel become approximate") for note in found.notes)
+    assert found.approximate_dimension == 20
 
 
 def test_twin_given_by_the_caller() -> None:

@@ -10,12 +10,14 @@ from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage, depends, var_axes
 from torchgauge.action.invisible_action import InvisibleStage, Writer
 from torchgauge.action.range_action import RangeStage
+from torchgauge.action.row_scale_action import RowScaleStage
 from torchgauge.action.shift_action import ShiftStage, param_of
 from torchgauge.groups import matrices
 from torchgauge.spaces.axes import Axis
 from torchgauge.spaces.charges import Var
 from torchgauge.spaces.constraints import Program
 from torchgauge.spaces.ranges import Reader
+from torchgauge.spaces.row_scales import Table
 from torchgauge.spaces.shifts import Source
 from torchgauge.values import Factor
 
@@ -98,6 +100,8 @@ def additive_factors(stage: Additive) -> list[Factor]:
         return [_shift_factor(stage, s) for s in stage.free]
     if isinstance(stage, InvisibleStage):
         return [_invisible_factor(stage, w) for w in stage.free]
+    if isinstance(stage, RowScaleStage):
+        return [_row_factor(stage, table) for table in stage.free]
     assert isinstance(stage, RangeStage)
     return [_range_factor(stage, r) for r in stage.free]
 
@@ -125,6 +129,11 @@ def _range_factor(stage: RangeStage, reader: Reader) -> Factor:
     names = tuple(_learnable(stage.program, param_of(stage.sources.makers, t).name) for t in shown)
     size = reader.dimension
     return Factor(place(names), "unreachable", size, 1, size, {}, names, (reader.tensor.source,))
+
+
+def _row_factor(stage: RowScaleStage, table: Table) -> Factor:
+    name, size = _learnable(stage.program, table.tensor.name), stage.dimension(table)
+    return Factor(place((name,)), "scale", size, 1, size, {}, (name,), (table.source,))
 
 
 def approximate_factors(exact: FrameStage, limit: FrameStage) -> list[Factor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -70,12 +70,13 @@ class GaugeGroup:
         observed: tuple[str, ...],
         dropped: tuple[str, ...] = (),
         limit: FrameStage | None = None,
+        beyond: tuple[Additive, ...] = (),
     ) -> None:
         self.program = program
         self.frames, self.additive = frames, additive
         self.ties = dict(ties)
         self.observed, self.dropped = observed, dropped
-        self._limit = limit
+        self._limit, self._beyond = limit, beyond
 
     # -- description -------------------------------------------------------------------------------------------
     @cached_property
@@ -86,7 +87,10 @@ class GaugeGroup:
             *(factor for stage in self.additive for factor in describe.additive_factors(stage)),
         ]
         limit = describe.approximate_factors(self.frames, self._limit) if self._limit is not None else []
-        return (*exact, *limit)
+        more = [replace(factor, exact=False) for stage in self._beyond for factor in describe.additive_factors(stage)]
+        # one number for a whole table is a part of one for each of its rows
+        rows = {factor.parameters for factor in more}
+        return (*exact, *(factor for factor in limit if factor.parameters not in rows), *more)
 
     @cached_property
     def rigid(self) -> tuple[Rigid, ...]:
@@ -140,7 +144,7 @@ class GaugeGroup:
         return GaugeGroup(
             self.program,
             self._limit or self.frames,
-            self.additive,
+            (*self.additive, *self._beyond),
             ties=self.ties,
             observed=self.observed,
             dropped=self.dropped,

@@ -9,6 +9,7 @@ from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.range_action import RangeStage
+from torchgauge.action.row_scale_action import RowScaleStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.gauge import GaugeGroup
 from torchgauge.observable import Observable, observed
@@ -20,6 +21,7 @@ from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
 from torchgauge.spaces.frames import FramePass
 from torchgauge.spaces.ranges import Ranges
+from torchgauge.spaces.row_scales import RowScales
 from torchgauge.spaces.shifts import ShiftPass
 
 
@@ -61,6 +63,10 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
     summed = aligned(lowered)
     if summed is not lowered or aims_differ(lowered):
         additive += [stage.beyond(additive) for stage in _additive(distribute(summed, "shifts"))]
+    tables = tuple(RowScales(program).tables())
+    if free := tuple(table for table in tables if table.eps == 0):
+        additive.append(RowScaleStage(program, free))
+    held = tuple(table for table in tables if table.eps > 0)
     return GaugeGroup(
         program,
         frames,
@@ -69,6 +75,7 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
         observed=tuple(name for name in program.output_names if name != PICKED),
         dropped=dropped,
         limit=FrameStage(product, frame_pass, frame_pass.frames.system.solve(soft=False)),
+        beyond=(RowScaleStage(program, held),) if held else (),
     )
 
 

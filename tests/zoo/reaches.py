@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.blocks import mlp, normal
+from tests.zoo.blocks import mlp, normal, tokens
 from tests.zoo.case import Case
 
 
@@ -157,6 +157,20 @@ class Beside(nn.Module):
         return self.norms[2](x + self.o(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))))
 
 
+class Rows(nn.Module):
+    """Rows of a table, and a vector that is added to all of them, are read by a norm alone."""
+
+    def __init__(self, rows: int, d: int, eps: float) -> None:
+        super().__init__()
+        self.table, self.beside = nn.Embedding(rows, d), nn.Parameter(torch.zeros(d))
+        self.turn, self.norm = nn.Linear(d, d, bias=False), nn.LayerNorm(d, eps=eps)
+        self.first, self.last = nn.Linear(d, 4), nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(2 * self.turn(self.table(ids) - self.beside))
+        return self.last(torch.tanh(self.first(x).cumsum(1)))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -166,5 +180,15 @@ CASES: tuple[Case, ...] = (
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
     Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),
+    Case("rows_before_a_norm", lambda: Rows(20, 5, 0.0), tokens(20, 48, 4), 90, batches=4),
+    Case(
+        "rows_before_a_norm_eps",
+        lambda: Rows(20, 5, 0.1),
+        tokens(20, 48, 4),
+        70,
+        84,
+        batches=4,
+        reason="rows in an open ball take up what the gain and the bias of the norm do (theory section 6.2)",
+    ),
     Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),
 )

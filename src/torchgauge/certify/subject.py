@@ -247,15 +247,28 @@ def visible_epsilon(model: nn.Module) -> Iterator[int]:
     The exact group is the same for every ε > 0, but a direction that is approximate for a small ε cannot be told from
     an exact one by numbers. Batch norm in evaluation mode keeps its ε: it is part of the statistics.
     """
+    with _epsilon(model, VISIBLE, lambda value: 0.0 < value < VISIBLE) as changed:
+        yield changed
+
+
+@contextmanager
+def no_epsilon(model: nn.Module) -> Iterator[int]:
+    """The same with every ε that can be set at zero; yields how many were not zero."""
+    with _epsilon(model, 0.0, lambda value: value > 0.0) as changed:
+        yield changed
+
+
+@contextmanager
+def _epsilon(model: nn.Module, new: float, chosen: Callable[[float], bool]) -> Iterator[int]:
     saved: list[tuple[nn.Module, str, float]] = []
     for module in model.modules():
         if "running_var" in dict(module.named_buffers(recurse=False)) and not module.training:
             continue
         for name in _EPSILON:
             value = vars(module).get(name)
-            if isinstance(value, float) and 0.0 < value < VISIBLE:
+            if isinstance(value, float) and chosen(value):
                 saved.append((module, name, value))
-                vars(module)[name] = VISIBLE
+                vars(module)[name] = new
     try:
         yield len(saved)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torchgauge.certify.certificate import Certificate
 from torchgauge.certify.completeness import Completeness, measure
 from torchgauge.certify.points import balanced
 from torchgauge.certify.soundness import Soundness, move, push_generators
-from torchgauge.certify.subject import Subject, Tell, visible_epsilon, without_dropout
+from torchgauge.certify.subject import State, Subject, Tell, no_epsilon, visible_epsilon, without_dropout
 from torchgauge.certify.twin import has_config, twin_of
 from torchgauge.errors import InputError, TorchGaugeError
 from torchgauge.gauge import GaugeGroup
@@ -162,10 +162,43 @@ def _smallest_kernel(
         soft = [t for _, t in group.limit().tangents(subject.generic)] if _approximate(group) else []
         with visible_epsilon(subject.model):
             points.append(measure(subject, exact, soft, samples=samples))
+        if soft and points[-1].hidden > 0:
+            points[-1] = _without_epsilon(subject, points[-1], soft, samples)
         best = min(points, key=lambda measured: measured.hidden)
         done = best.hidden <= 0 or not subject.draws.kinks or _agree(best, points)
         if done or len(points) >= POINTS or time.monotonic() - start > SECONDS:
             return best, points
+
+
+def _without_epsilon(
+    subject: Subject, found: Completeness, limit: Sequence[State], samples: int | None
+) -> Completeness:
+    """What is hidden at ε = 0 too. The kernel for small ε is close to a part of the kernel for none, so whatever is
+    not hidden there is up to O(ε) a direction of the approximate factors.
+    """
+    try:
+        with no_epsilon(subject.model) as changed:
+            bare = measure(subject, limit, (), samples=samples) if changed else None
+    except InputError:
+        return found  # a norm of nothing
+    if (
+        bare is None
+        or bare.tangent_defect > STILL
+        or bare.gap < CLEAR
+        or bare.few
+        or not 0 <= bare.hidden < found.hidden
+    ):
+        return found
+    taken = found.hidden - bare.hidden
+    note = f"{taken} directions of the kernel become approximate factors as ε → 0 and were taken off the nullity"
+    return replace(
+        found,
+        nullity=found.nullity - taken,
+        few=False,
+        hidden_in=bare.hidden_in,
+        places=bare.places,
+        notes=(*found.notes, note),
+    )
 
 
 def _agree(best: Completeness, points: list[Completeness]) -> bool:
