@@ -8,6 +8,7 @@ from math import prod
 
 from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage, depends, var_axes
+from torchgauge.action.gain_action import GainStage
 from torchgauge.action.invisible_action import InvisibleStage, Writer
 from torchgauge.action.range_action import RangeStage
 from torchgauge.action.row_scale_action import RowScaleStage
@@ -102,6 +103,8 @@ def additive_factors(stage: Additive) -> list[Factor]:
         return [_invisible_factor(stage, w) for w in stage.free]
     if isinstance(stage, RowScaleStage):
         return [_row_factor(stage, table) for table in stage.free]
+    if isinstance(stage, GainStage):
+        return [_gain_factor(stage)]
     assert isinstance(stage, RangeStage)
     return [_range_factor(stage, r) for r in stage.free]
 
@@ -134,6 +137,15 @@ def _range_factor(stage: RangeStage, reader: Reader) -> Factor:
 def _row_factor(stage: RowScaleStage, table: Table) -> Factor:
     name, size = _learnable(stage.program, table.tensor.name), stage.dimension(table)
     return Factor(place((name,)), "scale", size, 1, size, {}, (name,), (table.source,))
+
+
+def _gain_factor(stage: GainStage) -> Factor:
+    place, size = stage.place, stage.dimension(stage.place)
+    where = touched(stage.frames)
+    # the matrix in place of the gain goes by the gain's name
+    names = dict.fromkeys(n for root in (place.front, place.behind) for n in where.get(root, ()))
+    gain = _learnable(stage.program, place.gain.name)
+    return Factor(gain, "isospectral", size, 1, size, {}, tuple(names), _sources(place.behind))
 
 
 def approximate_factors(exact: FrameStage, limit: FrameStage) -> list[Factor]:

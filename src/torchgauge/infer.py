@@ -7,6 +7,7 @@ from typing import Any
 
 from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage
+from torchgauge.action.gain_action import GainStage
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.range_action import RangeStage
 from torchgauge.action.row_scale_action import RowScaleStage
@@ -20,6 +21,7 @@ from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
 from torchgauge.spaces.frames import FramePass
+from torchgauge.spaces.gains import places
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.row_scales import RowScales
 from torchgauge.spaces.shifts import ShiftPass
@@ -67,6 +69,8 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
     if free := tuple(table for table in tables if table.eps == 0):
         additive.append(RowScaleStage(program, free))
     held = tuple(table for table in tables if table.eps > 0)
+    # each a stage of its own: two curves need not commute
+    additive += [GainStage(program, place) for place in places(product)]
     return GaugeGroup(
         program,
         frames,

@@ -12,8 +12,8 @@ class Factor:
     Attributes:
         name: where it acts, for a reader.
         kind: "GL", "O", "O1" (rotations that fix the vector of ones), "complex" (one complex number per rotary pair),
-            "turn" (one rotation per rotary pair), "permutation", "scale", "sign", "shift", "shear", "unreachable" or
-            "invisible".
+            "turn" (one rotation per rotary pair), "permutation", "scale", "sign", "shift", "shear", "unreachable",
+            "invisible" or "isospectral" (gains between two layer norms, along a curve).
         size: what one copy acts on: n for GL(n), O(n), S_n; else the number of scales, signs or shifts.
         copies: how many independent copies (heads, groups).
         dimension: of the Lie group, all copies together.

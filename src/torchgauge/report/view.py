@@ -193,6 +193,7 @@ _LABELS = {
     "shear": "R^{} shear",
     "unreachable": "R^{} unreachable",
     "invisible": "R^{} invisible",
+    "isospectral": "R^{} isospectral",
 }
 
 

@@ -7,7 +7,7 @@ nonlinear reads, the total must vanish: one source that arrives there directly i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -74,6 +74,8 @@ class ShiftPass:
     known: dict[c.Tensor, Terms] = field(default_factory=dict)
     levels: list[Source] = field(default_factory=list)
     """Sources that may pass readers that ignore constants."""
+    held: Mapping[c.Tensor, frozenset[int]] = field(default_factory=dict)
+    """Tensors of several dimensions that may move by what is constant along these alone."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -84,11 +86,29 @@ class ShiftPass:
         return self.sources.makers
 
     def run(self) -> ShiftPass:
+        """Solve, and try whether holding wide sources that balance others leaves more free.
+
+        Positions that differ from token to token take off whatever arrives with them; a constant may go on instead.
+        """
+        best = self._run()
+        for s in flats(self.sources, [s for s, (_, others) in self.solved.items() if others]):
+            held = {**best.held, s.tensor: s.ways[0].dims}
+            other = ShiftPass(self.program, self.patterns, self.relations, held=held)._run()
+            best = max(best, other, key=ShiftPass.dimension)
+        return best
+
+    def dimension(self) -> int:
+        """Of the free sources, less levels that another change of the same parameter takes off at once."""
+        idle = {o for s, (_, others) in self.solved.items() for o in others if o.level and o.tensor is s.tensor}
+        return sum(prod(s.shape) for s in self.free if s not in idle)
+
+    def _run(self) -> ShiftPass:
         self._solve()
         free = {s.tensor for s in self.free}
         # a level of a free bias would be counted twice
         self.levels = [s for s in levels(self.sources) if s.tensor not in free]
         narrow = list(flats(self.sources, (s for s in self.sources if s in self.dead)))
+        narrow = [s for s in narrow if self.held.get(s.tensor, s.ways[0].dims) == s.ways[0].dims]
         held = self.dead | {s for s, (_, others) in self.solved.items() if not others}
         joints = list(joint(self.sources, held))
         for s in (*self.levels, *narrow, *joints):
@@ -111,6 +131,7 @@ class ShiftPass:
 
     def _solve(self, still: Iterable[Source] = ()) -> None:
         self.free, self.solved, self.dead, self.zero, self.known = [], {}, set(still), {}, {}
+        self.dead |= {s for s in self.sources if s.tensor in self.held and not s.ways}
         for k in self.program.constraints:
             self._visit(k)
         for out in self.program.outputs:
