@@ -80,3 +80,21 @@ def test_padding_with_a_position_of_its_own_is_not_drawn() -> None:
     # a table that is smaller than twice what is reserved, or does not reach it, is drawn whole
     draws = Draws((torch.tensor([0, 1, 1]),), {}, lambda args, _: nn.Embedding(2, 3)(args[0]), torch.Generator(), {1})
     assert {i for _ in range(6) for i in draws.next()[0][0].tolist()} == {0, 1}
+
+
+def test_identifiers_are_found_behind_copies() -> None:
+    class Prompted(nn.Module):
+        """Positions first, and a prompt in front, as in XLNet and CpmAnt."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(WORDS, WIDTH)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            ids = ids.transpose(0, 1).contiguous().to(torch.int32)
+            return self.words(torch.cat([torch.zeros(1, ids.shape[1], dtype=ids.dtype), ids]))
+
+    model = Prompted()
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    draws = Draws((ids,), {}, lambda args, _: model(*args), torch.Generator())
+    assert {i for _ in range(4) for i in draws.next()[0][0].flatten().tolist()} == set(range(WORDS))

@@ -17,6 +17,12 @@ from torchgauge.certify.kinks import Kinks, base_name
 # inputs small and large in turn: ReLU6 looks like ReLU below six, and a unit that is always on looks linear
 _SCALES = (1.0, 2.0, 0.5, 4.0)
 _INTEGERS = (torch.int64, torch.int32)
+# what moves integers about and leaves each as it is
+_MOVES = frozenset({
+    "transpose", "t", "permute", "swapaxes", "movedim", "contiguous", "clone", "to", "type", "long", "int", "view",
+    "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "repeat_interleave", "flip", "roll",
+    "cat", "concat", "concatenate", "stack", "getitem", "narrow", "select",
+})  # fmt: skip
 # keys of a configuration for tokens that stand for features of something else
 _PLACEHOLDER = re.compile(
     r"(image|video|audio|speech|vision|boi|eoi).*token(_id|_index)$|^(image|video|audio)_(id|index)$"
@@ -28,7 +34,24 @@ class _Watch(Kinks):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[Tensor, int]] = []
+        self.found: list[_Lookup] = []
+        self._copies: dict[int, tuple[Tensor, frozenset[int]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs)
+        if base_name(func) in _MOVES and isinstance(out, Tensor) and out.dtype in _INTEGERS:
+            moved = args[0] if args else (kwargs or {}).get("tensors")
+            parts = moved if isinstance(moved, (tuple, list)) else [moved]
+            # the tensor is held, so that nothing else gets its number
+            self._copies[id(out)] = out, frozenset().union(*(self._origins(t) for t in parts))
+        return out
+
+    def _origins(self, t: Any) -> frozenset[int]:
+        """Where the integers of a tensor come from: addresses."""
+        if not isinstance(t, Tensor):
+            return frozenset()
+        known = self._copies.get(id(t))
+        return frozenset([t.untyped_storage().data_ptr()]) | (known[1] if known else frozenset())
 
     def note(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         super().note(func, args, kwargs)
@@ -44,7 +67,16 @@ class _Watch(Kinks):
 
     def _pair(self, index: Any, table: Any) -> None:
         if isinstance(index, Tensor) and isinstance(table, Tensor) and index.dtype in _INTEGERS and table.ndim > 0:
-            self.found.append((index, int(table.shape[0])))
+            self.found.append(_Lookup(index, self._origins(index), int(table.shape[0])))
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """A tensor that picks rows of a table, where its integers come from, and how many rows the table has."""
+
+    index: Tensor
+    origins: frozenset[int]
+    rows: int
 
 
 @dataclass
@@ -174,7 +206,7 @@ def _real(leaf: Any) -> Any:
     return torch.full(leaf.shape, leaf.dtype == torch.bool, dtype=leaf.dtype)
 
 
-def _slot(name: str, value: Any, lookups: list[tuple[Tensor, int]]) -> _Slot:
+def _slot(name: str, value: Any, lookups: list[_Lookup]) -> _Slot:
     if not isinstance(value, Tensor) or value.numel() == 0:
         return _Slot("keep", value)
     if value.is_floating_point():
@@ -182,17 +214,13 @@ def _slot(name: str, value: Any, lookups: list[tuple[Tensor, int]]) -> _Slot:
         return _Slot("keep" if huge or "mask" in name else "normal", value)
     if value.dtype == torch.bool or value.is_complex():
         return _Slot("keep", value)
-    same = [rows for index, rows in lookups if _same_storage(index, value)]
+    same = [k.rows for k in lookups if value.untyped_storage().data_ptr() in k.origins]
     if not same and "mask" not in name and "position" not in name:
-        same = [rows for index, rows in lookups if index.numel() == value.numel() and _equal(index, value)]
+        same = [k.rows for k in lookups if k.index.numel() == value.numel() and _equal(k.index, value)]
     if same:
         return _Slot("identifier", value, rows=min(same))
     binary = bool(((value == 0) | (value == 1)).all())
     return _Slot("keep" if binary or "mask" in name or "position" in name else "shuffle", value)
-
-
-def _same_storage(a: Tensor, b: Tensor) -> bool:
-    return a.device == b.device and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
