@@ -55,6 +55,20 @@ class Branches(nn.Module):
         return self.out(left) + torch.tanh(right)
 
 
+class FilteredValues(nn.Module):
+    """Values of two heads, filtered along the tokens by windows of one entry (Nyströmformer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(5, 6)
+        self.filter = nn.Conv2d(2, 2, (3, 1), padding=(1, 0), groups=2, bias=False)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.filter(self.values(x).view(*x.shape[:2], 2, 3).transpose(1, 2))
+        return self.out(heads.transpose(1, 2).flatten(2)).tanh()
+
+
 IMAGES = normal(24, 2, 6, 6)
 MANY = normal(80, 2, 6, 6)
 FLAT: Layer = lambda: nn.Flatten()  # noqa: E731
@@ -115,4 +129,6 @@ CASES: tuple[Case, ...] = (
     ),
     Case("conv_pad_shortcut", PadShortcut, normal(60, 2, 6, 6), 12, batches=16),
     Case("conv_branches", Branches, MANY, 5),
+    # GL(3) for each head, and its filter may trade one number with its values
+    Case("conv_filtered_values", FilteredValues, normal(60, 7, 5), 2 * (9 + 1)),
 )

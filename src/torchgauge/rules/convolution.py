@@ -30,7 +30,11 @@ def conv(
     padded = (padded and any(k > 1 for k in weight.shape[2:])) or (
         not isinstance(padding, str) and any(_tuple(padding))
     )
-    return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded)
+    rank = weight.ndim - 2
+    steps, pads = _each(stride, rank), (0,) * rank if isinstance(padding, str) else _each(padding, rank)
+    # a dimension with one tap is no window: every place is mapped by itself
+    plain = [d for d in range(rank) if (weight.shape[2 + d], steps[d], pads[d]) == (1, 1, 0)]
+    return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded, plain=plain)
 
 
 @rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
@@ -71,16 +75,33 @@ def convolution(
 
 
 def _convolve(
-    ctx: Lowering, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, *, transposed: bool, shift_safe: bool
+    ctx: Lowering,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    *,
+    transposed: bool,
+    shift_safe: bool,
+    plain: Sequence[int] = (),
 ) -> Tensor:
-    """Weight [o, i/g, *k], or [i, o/g, *k] when transposed; groups become a batch label of x and the weight."""
+    """Weight [o, i/g, *k], or [i, o/g, *k] when transposed; groups become a batch label of x and the weight.
+
+    `plain`: spatial dimensions along which nothing is mixed.
+    """
     b, rank = ctx.b, weight.ndim - 2
     shape, spatial = ctx.shape, ctx.shape[-rank:]
     batch = shape[: -rank - 1]
     channels = shape[-rank - 1]
     labels = [tuple(f"{stem}{d}" for d in range(rank)) for stem in "skt"]
     n = tuple(f"n{i}" for i in range(len(batch)))
-    window = frozenset(a for group in labels for a in group)
+    for d in plain:
+        labels[2] = tuple(labels[0][e] if e == d else a for e, a in enumerate(labels[2]))
+    labels[1] = tuple(a for d, a in enumerate(labels[1]) if d not in plain)
+    window = frozenset(a for group in labels for a in group) - {labels[0][d] for d in plain}
+    if plain:
+        taps = [n for d, n in enumerate(weight.shape[2:]) if d not in plain]
+        weight = axes.reshape(b, weight, (*weight.shape[:2], *taps))
     weight_labels: tuple[str, ...] = ("c", "o") if transposed else ("o", "c")
     g: tuple[str, ...] = ()
     out_shape: tuple[int, ...] = (*batch, channels, *spatial)
@@ -100,6 +121,12 @@ def _convolve(
     )
     y = axes.reshape(b, y, shape)
     return y if bias is None else b.add(y, axes.reshape(b, bias, (*(1 for _ in batch), channels) + (1,) * rank))
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    """One number for every dimension."""
+    found = _tuple(value)
+    return found * rank if len(found) == 1 else found
 
 
 def _tuple(value: Any) -> tuple[int, ...]:
