@@ -70,6 +70,9 @@ class Rescaling:
             "2.weight": -p["2.weight"] * e * (1.0 + self.wrong),
         }
 
+    def reads(self, name: str) -> bool:
+        return True
+
     def tangents(self, p: Params) -> list[tuple[str, Params]]:
         return [("hidden", self.tangent(p, i)) for i in range(self.units)]
 
@@ -144,6 +147,9 @@ class Rigid:
     def act(self, element: None, p: Params) -> Params:
         return dict(p)
 
+    def reads(self, name: str) -> bool:
+        return True
+
     def tangents(self, p: Params) -> list[tuple[str, Params]]:
         return []
 
@@ -201,6 +207,24 @@ def test_the_row_of_a_token_that_is_never_drawn() -> None:
     assert found.sound
     assert found.complete, found
     assert any(note.startswith("1 directions move rows of tokens that are never drawn") for note in found.notes)
+
+
+def test_weights_that_read_zeros_move_nothing() -> None:
+    class Missing(nn.Module):
+        """What should attend gives zeros, through views, as MRA does without its kernels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.o, self.norm = nn.Linear(3, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            seen = torch.zeros_like(x).view(-1, 2, 2)[:, :, :].transpose(1, 2).contiguous().view(-1, 4)
+            return torch.tanh(self.norm(x + self.o(seen)))
+
+    found = tg.certify(Missing(), (torch.randn(6, 3),))
+    assert found.sound and found.complete
+    assert found.dead_parameters == 16
 
 
 def test_column_that_moves_nothing_is_not_dead() -> None:

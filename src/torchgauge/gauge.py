@@ -165,6 +165,10 @@ class GaugeGroup:
         discrete = " · ".join(f"({b})^{n}" if n > 1 else b for b, n in self.components.items()) or "1"
         return f"GaugeGroup({len(self.factors)} factors, dimension {self.dimension}, components {discrete})"
 
+    def reads(self, name: str) -> bool:
+        """Whether an output can depend on a parameter: not on one that is unused, or multiplies zeros alone."""
+        return any(name in (k.name, *k.refs) for k in self.program.coordinates.values())
+
     # -- elements ----------------------------------------------------------------------------------------------
     def identity(self) -> Element:
         return Element(self, ())

@@ -25,8 +25,8 @@ class Certificate:
         complete: hidden is zero, on a clear gap of the singular values.
         undecided: why the measurement says neither that the list is complete nor that it is not; empty if it does.
         gap: log10 of the ratio of the singular values on both sides of the cut.
-        dead_parameters: parameter entries that no input reads (rows never looked up, unused modules); counted in
-            neither dimension.
+        dead_parameters: parameter entries that no input reads (rows never looked up, unused modules), or that only
+            ever multiply zeros; counted in neither dimension.
         approximate: names of factors that hold only as far as a normalisation's ε can be neglected.
         approximate_dimension: what they would add to the rank; not in `orbit_dimension`.
         tolerance: the largest defect that still counts as rounding at scale one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,6 +80,7 @@ class _Probe:
     state: State
     space: RowSpace
     seen: list[Evaluate]
+    unused: frozenset[str] = frozenset()
 
     def draw(self, inputs: int | None, rows: int) -> None:
         """Takes `inputs` further inputs, or as many as give `rows` rows."""
@@ -115,6 +116,7 @@ def measure(
     exact: Sequence[State],
     soft: Sequence[State],
     *,
+    unused: Collection[str] = (),
     samples: int | None = None,
     rounds: int = 6,
     seconds: float = 300.0,
@@ -129,13 +131,14 @@ def measure(
         subject: the model.
         exact: exact generators at `subject.generic`.
         soft: generators there that are exact as every ε vanishes; exact ones among them do no harm.
+        unused: parameters of which the lowered program says that no output depends on them.
         samples: a fixed number of inputs; adaptive when None.
         rounds: how often inputs are added while the nullity still falls.
         seconds: time after which no more inputs are added.
     """
     deadline = time.monotonic() + seconds
     count = subject.parameters
-    probe = _Probe(subject, subject.generic, RowSpace(count), [])
+    probe = _Probe(subject, subject.generic, RowSpace(count), [], frozenset(unused))
     flat = _matrix(subject, exact)
     limit = _matrix(subject, soft)
     notes: list[str] = []
@@ -250,7 +253,7 @@ def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
 
 
 def _dead(probe: _Probe, zero: Tensor) -> Tensor:
-    """Which zero columns no input reads: a NaN put there never comes out."""
+    """Which zero columns no input reads: a NaN put there never comes out, or it only ever multiplies zero."""
     subject, dead = probe.subject, torch.zeros_like(zero)
     if not bool(zero.any()):
         return dead
@@ -259,7 +262,9 @@ def _dead(probe: _Probe, zero: Tensor) -> Tensor:
         shape = probe.state[name].shape
         size = shape.numel()
         mask = zero[offset : offset + size].reshape(shape)
-        if bool(mask.any()):
+        if name in probe.unused and bool(mask.all()):
+            dead[offset : offset + size] = True
+        elif bool(mask.any()):
             masks[name] = (offset, mask)
         offset += size
 

@@ -152,6 +152,7 @@ def _smallest_kernel(
     kernel at some point, since the kernel is smallest on an open set.
     """
     points: list[Completeness] = []
+    unused = [name for name in subject.names if not group.reads(name)]
     start = time.monotonic()
     while True:
         if subject.draws.kinks:
@@ -161,9 +162,9 @@ def _smallest_kernel(
         exact = [t for _, t in group.tangents(subject.generic)]
         soft = [t for _, t in group.limit().tangents(subject.generic)] if _approximate(group) else []
         with visible_epsilon(subject.model):
-            points.append(measure(subject, exact, soft, samples=samples))
+            points.append(measure(subject, exact, soft, unused=unused, samples=samples))
         if soft and points[-1].hidden > 0:
-            points[-1] = _without_epsilon(subject, points[-1], soft, samples)
+            points[-1] = _without_epsilon(subject, points[-1], soft, unused, samples)
         best = min(points, key=lambda measured: measured.hidden)
         done = best.hidden <= 0 or not subject.draws.kinks or _agree(best, points)
         if done or len(points) >= POINTS or time.monotonic() - start > SECONDS:
@@ -171,14 +172,14 @@ def _smallest_kernel(
 
 
 def _without_epsilon(
-    subject: Subject, found: Completeness, limit: Sequence[State], samples: int | None
+    subject: Subject, found: Completeness, limit: Sequence[State], unused: Sequence[str], samples: int | None
 ) -> Completeness:
     """What is hidden at ε = 0 too. The kernel for small ε is close to a part of the kernel for none, so whatever is
     not hidden there is up to O(ε) a direction of the approximate factors.
     """
     try:
         with no_epsilon(subject.model) as changed:
-            bare = measure(subject, limit, (), samples=samples) if changed else None
+            bare = measure(subject, limit, (), unused=unused, samples=samples) if changed else None
     except InputError:
         return found  # a norm of nothing
     if (

@@ -69,11 +69,9 @@ class Constants:
         """The number that fills the constant uniformly, if that is known."""
         node = self.resolve(node)
         if node.op == "call_function" and node not in self.spoiled:
-            name = name_of(node)
-            if name in _LIKE:
-                return _LIKE[name]
-            if name in _FULL and isinstance(node.args[1], (int, float)):
-                return float(node.args[1])
+            number = _filled(node)
+            if number is not None:
+                return number
         value = self.exact(node)
         if value is None or value.is_complex() or value.numel() == 0:
             return None
@@ -138,10 +136,12 @@ class Constants:
             return value if known or not exact else None
         if node.op != "call_function" or node in self.spoiled or is_inplace(node.target):
             return None
-        if name_of(node).startswith(_RANDOM) or (name_of(node) in SHAPE_ONLY and _size(node) > LIMIT):
+        if name_of(node).startswith(_RANDOM) or _size(node) > LIMIT:
             return None
-        if _size(node) > LIMIT:
-            return None
+        if (number := _filled(node)) is not None:
+            value = node.meta["val"]
+            dtype = torch.float64 if value.is_floating_point() else value.dtype
+            return torch.full(value.shape, number, dtype=dtype)
         values: dict[Node, object] = {}
         if name_of(node) in BY_FIRST and len(node.all_input_nodes) > 1:
             first = self._evaluate(self.resolve(node.all_input_nodes[0]), exact)
@@ -192,6 +192,14 @@ def _double(x: Any) -> Any:
     if isinstance(x, torch.Tensor) and x.is_complex():
         return x.to(torch.complex128)
     return type(x)(_double(v) for v in x) if isinstance(x, (list, tuple)) else x
+
+
+def _filled(node: Node) -> float | None:
+    """The number that a factory fills its result with, whatever the tensor is that lends it a shape."""
+    name = name_of(node)
+    if name in _LIKE:
+        return _LIKE[name]
+    return float(node.args[1]) if name in _FULL and isinstance(node.args[1], (int, float)) else None
 
 
 def _size(node: Node) -> int:
