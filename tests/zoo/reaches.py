@@ -40,6 +40,22 @@ class Wide(nn.Module):
         return torch.tanh(self.one(x)) + torch.sigmoid(self.two(x))
 
 
+class WideHeads(nn.Module):
+    """Attention on a stream that a narrower layer writes: each head averages few directions by weights of its own."""
+
+    def __init__(self, narrow: int, heads: int, head: int) -> None:
+        super().__init__()
+        wide = heads * head
+        self.heads = heads
+        self.first, self.map = nn.Linear(6, narrow), nn.Linear(narrow, wide)
+        self.q, self.k, self.v, self.o = (nn.Linear(wide, wide) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.map(torch.tanh(self.first(x)))
+        q, k, v = (m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        return torch.tanh(self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
 class Latents(nn.Module):
     """Cross attention whose queries are read from fewer latent vectors than these have entries."""
 
@@ -174,6 +190,7 @@ class Rows(nn.Module):
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
+    Case("wide_heads", lambda: WideHeads(3, 2, 4), normal(48, 6, 6), 240, batches=4),
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),

@@ -108,6 +108,8 @@ def small(config: dict[str, Any], layers: int = 2) -> dict[str, Any]:
             out[key] = min(value, _AT_MOST[key])
         elif key.endswith(_TOKEN) and isinstance(value, int):
             out[key] = value if value < VOCABULARY else VOCABULARY - 1
+    if config.get("embedding_size") in [config[k] for k in _WIDTH if isinstance(config.get(k), int)]:
+        out["embedding_size"] = width  # as wide as the stream, where a narrower one is mapped into it
     if isinstance(kinds, list):
         out["layer_types"] = _representatives(kinds, count)
     if isinstance(config.get("expand"), int) and "state_size" in config:

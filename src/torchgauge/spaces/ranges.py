@@ -7,13 +7,14 @@ weight that reads the tensor is free across it. (Theory section 4; the converse 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import gain_of, grouping, regrouped
 from torchgauge.spaces.sources import Sources
-from torchgauge.spaces.steps import Centre, Dims, Generators, Map, Pad, Scale, Step, View
+from torchgauge.spaces.steps import Apart, Centre, Dims, Generators, Map, Pad, Scale, Step, View
 
 Span = frozenset[Generators] | None
 """Generators of all values of a tensor; None for everything."""
@@ -277,9 +278,10 @@ class Ranges:
         after = tuple(k.out_labels[d] for d in dims)
         if not self.sources.is_static(y):
             for t, labels, other in ((x, xl, yl), (y, yl, xl)):
-                if set(after) <= set(labels) and not set(after) & set(other):
+                if set(after) <= set(labels) and not set(after) <= set(other):
                     found = self.span(t, tuple(labels.index(a) for a in after))
-                    return found if t is y and self.sources.averages(k) else _loose(found)
+                    found = found if t is y and self.sources.averages(k) else _loose(found)
+                    return _apart(found, after, {a: n for a, n in zip(labels, t.shape, strict=True) if a in other})
             return None
         if not set(after) <= {*xl, *yl} or set(after) & k.window:
             return None
@@ -306,6 +308,15 @@ class Ranges:
 
 def _then(span: Span, *steps: Step) -> Span:
     return None if span is None else frozenset(g.then(*steps) for g in span)
+
+
+def _apart(span: Span, labels: tuple[str, ...], own: Mapping[str, int]) -> Span:
+    """Averages by weights of their own for every index of some labels, such as heads; these keep an offset."""
+    axes = tuple(i for i, a in enumerate(labels) if own.get(a, 1) > 1)
+    if span is None or not axes:
+        return span
+    step = Apart(axes, prod(own[labels[i]] for i in axes))
+    return frozenset(g if g.fixed else g.then(step) for g in span)
 
 
 def _loose(span: Span) -> Span:

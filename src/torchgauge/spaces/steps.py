@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 from torchgauge.spaces import constraints as c
@@ -53,6 +54,14 @@ class Pad:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Become one change for every index along some axes, of the entries there, with zeros beside them."""
+
+    axes: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
 class Against:
     """Multiply by vectors that another tensor may hold, and sum over what is not kept."""
 
@@ -61,7 +70,7 @@ class Against:
     after: tuple[str, ...]
 
 
-Step = Map | Scale | View | Centre | Pad | Against
+Step = Map | Scale | View | Centre | Pad | Apart | Against
 
 
 @dataclass(frozen=True)
@@ -81,4 +90,5 @@ class Generators:
     steps: tuple[Step, ...] = ()
 
     def then(self, *steps: Step) -> Generators:
-        return replace(self, steps=(*self.steps, *steps))
+        rows = self.rows * prod(step.count for step in steps if isinstance(step, Apart))
+        return replace(self, rows=rows, steps=(*self.steps, *steps))
