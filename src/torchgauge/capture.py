@@ -52,7 +52,7 @@ class Captured:
     buffers: dict[str, Tensor]
     """Every buffer, non-persistent ones included, by canonical name."""
     fixed: frozenset[str]
-    """Buffers of integers or truth values that no state dict holds, by canonical name."""
+    """Buffers of integers, truth values or zeros and ones that no state dict holds, by canonical name."""
     constants: dict[str, object]
     """Tensors made in `forward` or kept as plain attributes, by name."""
     placeholders: dict[str, tuple[Role, str]]
@@ -79,7 +79,7 @@ class State:
     buffers: dict[str, Tensor]
     ties: dict[str, str]
     fixed: frozenset[str]
-    """Buffers of integers or truth values that no state dict holds: the code of the model gives their numbers."""
+    """Buffers of integers, truth values or zeros and ones that no state dict holds: the code gives their numbers."""
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.params.values()
@@ -203,8 +203,14 @@ def state_of(model: nn.Module) -> State:
                 found[name] = tensor
                 canonical.update(dict.fromkeys(_identities(tensor), name))
     unsaved = {f"{at}.{name}".lstrip(".") for at, m in model.named_modules() for name in m._non_persistent_buffers_set}
-    whole = {name for name, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
+    whole = {name for name, b in buffers.items() if not (b.is_floating_point() or b.is_complex()) or _is_mask(b)}
     return State(params, buffers, ties, frozenset(unsaved & whole))
+
+
+def _is_mask(buffer: Tensor) -> bool:
+    """Floats, more than one, that are all zero or one."""
+    known = buffer.numel() > 1 and not (buffer.is_meta or buffer.is_complex() or isinstance(buffer, FakeTensor))
+    return known and bool(((buffer == 0) | (buffer == 1)).all())
 
 
 def written(value: object) -> object:

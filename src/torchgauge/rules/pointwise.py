@@ -14,6 +14,7 @@ import torch
 
 from torchgauge.rules import axes
 from torchgauge.rules.lower import GENERIC, Lowering
+from torchgauge.rules.recognise import LOW
 from torchgauge.rules.registry import operators, rule
 from torchgauge.rules.table import IDENTITY, PLAIN, PROFILES, SEVERAL
 from torchgauge.spaces.constraints import Profile, Tensor
@@ -328,7 +329,7 @@ def choose(ctx: Lowering, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     mask = ctx.shrink(mask)
     for kept, other in ((x, y), (y, x)):
         if other.fill is not None and other.role == "const" and kept.role != "const":
-            if other.fill == float("-inf") or (other.fill <= -1e4 and ctx.recogniser.feeds_softmax(ctx.node)):
+            if other.fill == float("-inf") or (other.fill <= LOW and ctx.recogniser.feeds_softmax(ctx.node)):
                 return b.add(kept, b.const(mask.shape, "mask"))
             masked = b.mul(kept, b.const(mask.shape, "mask"))
             return masked if other.fill == 0 else b.add(masked, b.const(mask.shape, "mask"))

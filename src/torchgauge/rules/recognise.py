@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.fx import Graph, Node
 
 from torchgauge.rules import axes
-from torchgauge.rules.constants import Constants, name_of
+from torchgauge.rules.constants import BY_FIRST, Constants, name_of
 from torchgauge.rules.rotary import Rotary, Turn
 from torchgauge.rules.written_norms import BROADCASTS, CASTS, WrittenNorms, reduced, same, shape_of, strip, with_ones
 from torchgauge.spaces.constraints import Tensor
@@ -32,6 +32,10 @@ _VIEWS = (
     "unflatten",
     "_unsafe_view",
 )
+
+
+LOW = -1e4
+"""A score at which a softmax gives no weight."""
 
 
 @dataclass(eq=False)
@@ -58,6 +62,9 @@ class Recogniser:
         if (scores := written_softmax(node)) is not None:
             x, dim, log = scores
             return None if ctx.env.get(x) is None else ctx.b.softmax(ctx.env[x], dim, log)
+        if (scores := self.written_mask(node)) is not None and ctx.env.get(scores[0]) is not None:
+            # what the softmax behind gives no weight is as good as lowered without end
+            return ctx.b.add(ctx.env[scores[0]], ctx.b.const(scores[1], "mask"))
         found = self.rotary.match(ctx.env, node)
         if found is not None:
             source, turn = found
@@ -91,12 +98,30 @@ class Recogniser:
     def _literal(x: Any) -> float | None:
         return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None
 
+    def written_mask(self, node: Node) -> tuple[Node, tuple[int, ...]] | None:
+        """(x, shape of the mask) of x·m + c in front of a softmax: m is zero or one, c zero or at most −10⁴."""
+        if name_of(node) != "add" or node.kwargs or not self.feeds_softmax(node):
+            return None
+        for scaled, low in (node.args, node.args[::-1]):
+            if not isinstance(low, Node) or not isinstance(scaled, Node) or name_of(scaled) != "mul":
+                continue
+            for x, kept in (scaled.args, scaled.args[::-1]):
+                if not isinstance(x, Node) or not isinstance(kept, Node) or shape_of(x) != shape_of(node):
+                    continue
+                m, c = self.constants.exact(kept), self.constants.exact(low)
+                if m is None or c is None or m.shape != c.shape:
+                    continue
+                if bool((((m == 1) & (c == 0)) | ((m == 0) & (c <= LOW))).all()):
+                    return x, tuple(m.shape)
+        return None
+
     def feeds_softmax(self, node: Node) -> bool:
         """Whether all that reads the node is softmaxes, through casts, views and added masks, or masks of attention."""
         if not node.users:
             return False
         return all(
-            name_of(u) in ("softmax", "_softmax", "_safe_softmax")
+            (name_of(u) in BY_FIRST and node is not u.args[0])  # it lends a type
+            or name_of(u) in ("softmax", "_softmax", "_safe_softmax")
             or (name_of(u) == "scaled_dot_product_attention" and node not in u.args[:3])
             or (name_of(u) in (*CASTS, *_VIEWS, "add", "masked_fill", "where") and self.feeds_softmax(u))
             for u in node.users
