@@ -41,6 +41,8 @@ _AT_MOST = {
     "vocab_size": VOCABULARY, "type_vocab_size": 2, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4,
     "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "kv_lora_rank": 5, "q_lora_rank": 6, "projection_dim": 6,
     "embedding_size": 4, "pooler_output_size": 6, "state_size": 3, "time_step_rank": 2, "num_mel_bins": 4,
+    # every distance within reach, and no table for others
+    "relative_attention_num_buckets": LENGTH, "relative_attention_max_distance": LENGTH, "local_radius": LENGTH - 1,
     "patch_size": 4, "first_k_dense_replace": 1, "max_window_layers": 1, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
 SLOWEST = 4.0
