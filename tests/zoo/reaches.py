@@ -121,6 +121,19 @@ class Edges(nn.Module):
         return torch.tanh(self.window(picture).flatten(2).transpose(1, 2)) + torch.sigmoid(self.beside(x))
 
 
+class Inside(nn.Module):
+    """A convolution with padding and a bias behind a layer norm: taps that never meet the padding trade with it."""
+
+    def __init__(self, d: int, *picture: int, stride: int = 2) -> None:
+        super().__init__()
+        self.first, self.norm, self.window = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1), nn.Conv2d(d, 4, 3, stride, 1)
+        self.picture = picture
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).transpose(1, 2)
+        return torch.tanh(self.window(x.unflatten(2, self.picture)))
+
+
 class Averaged(nn.Module):
     """Attention without biases behind a layer norm with one: values may hold a constant that a later norm drops."""
 
@@ -195,6 +208,8 @@ CASES: tuple[Case, ...] = (
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
+    Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
+    Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
     Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),
     Case("rows_before_a_norm", lambda: Rows(20, 5, 0.0), tokens(20, 48, 4), 90, batches=4),

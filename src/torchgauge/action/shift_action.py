@@ -175,12 +175,15 @@ class _Run:
             if way != skip and isinstance(vector, Tensor):
                 (dim,) = way.dims
                 value = value * vector.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
-        return value
+        return value if s.taps is None else s.taps.spread(value)
 
     def apply(self, s: Source, value: Tensor) -> None:
         """Move the parameter of a source."""
         name = param_of(self.makers, s.tensor).name
         delta = self.delta(s, value).expand(s.tensor.shape)
+        if s.taps and (relation := s.entries[0].relation) is not None:
+            # then it commutes with what the same weight absorbs
+            delta = delta / self.constant(relation)
         self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], delta)
         for other in s.also:
             name = param_of(self.makers, other).name
@@ -196,7 +199,7 @@ class _Run:
         if value is None or e.kind == "blind":
             return None
         placed = self._placed(s, e, value)
-        return placed if e.relation is None else placed * self.constant(e.relation)
+        return placed if e.relation is None or e.taps else placed * self.constant(e.relation)
 
     def _placed(self, s: Source, e: Entry, value: Tensor) -> Tensor:
         """A value with the dimensions of the tensor where it enters, size one where it is constant there."""
@@ -220,6 +223,7 @@ class _Run:
         """u, on the weight's dimensions, with the dimensions of the contraction's output."""
         k = e.at
         assert isinstance(k, c.Contract) and e.relation is not None
+        u = u if e.taps is None else e.taps.seen(u)
         _, _, xl, labels = self.sources.operands(k)
         inside = {xl[d] for d in e.relation.dims}
         kept = []

@@ -11,6 +11,7 @@ from torchgauge.rules import axes
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.registry import rule
 from torchgauge.spaces.constraints import Tensor
+from torchgauge.spaces.windows import Reach
 
 aten = torch.ops.aten
 
@@ -34,7 +35,24 @@ def conv(
     steps, pads = _each(stride, rank), (0,) * rank if isinstance(padding, str) else _each(padding, rank)
     # a dimension with one tap is no window: every place is mapped by itself
     plain = [d for d in range(rank) if (weight.shape[2 + d], steps[d], pads[d]) == (1, 1, 0)]
-    return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded, plain=plain)
+    reach = () if isinstance(padding, str) else _reach(ctx, x, weight, steps, pads, _each(dilation, rank))
+    return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded, plain=plain, reach=reach)
+
+
+def _reach(
+    ctx: Lowering, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Reach:
+    """Of every dimension of the kernel, the ranges of positions that do not meet the padding."""
+    rank = weight.ndim - 2
+    found: list[tuple[str, tuple[tuple[int, int], ...]]] = []
+    for d, (step, pad, apart) in enumerate(zip(stride, padding, dilation, strict=True)):
+        ranges: dict[tuple[int, int], None] = {}
+        for place in range(ctx.shape[-rank + d]):
+            first = place * step - pad
+            inside = [t for t in range(weight.shape[2 + d]) if 0 <= first + t * apart < x.shape[-rank + d]]
+            ranges[(inside[0], inside[-1] + 1) if inside else (0, 0)] = None
+        found.append((f"k{d}", tuple(ranges)))
+    return tuple(found)
 
 
 @rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
@@ -84,6 +102,7 @@ def _convolve(
     transposed: bool,
     shift_safe: bool,
     plain: Sequence[int] = (),
+    reach: Reach = (),
 ) -> Tensor:
     """Weight [o, i/g, *k], or [i, o/g, *k] when transposed; groups become a batch label of x and the weight.
 
@@ -118,6 +137,7 @@ def _convolve(
         window=window,
         out_shape=out_shape,
         shift_safe=shift_safe,
+        reach=tuple(found for found in reach if found[0] in labels[1]),
     )
     y = axes.reshape(b, y, shape)
     return y if bias is None else b.add(y, axes.reshape(b, bias, (*(1 for _ in batch), channels) + (1,) * rank))

@@ -222,6 +222,7 @@ class _Writer:
                 window=k.window,
                 out_shape=shape,
                 shift_safe=k.shift_safe,
+                reach=k.reach,
             )
             total = term if total is None else self.builder.add(total, term)
         assert total is not None

@@ -33,6 +33,7 @@ from torchgauge.spaces.constraints import (
     Take,
     Tensor,
 )
+from torchgauge.spaces.windows import Reach
 
 
 class Builder:
@@ -152,6 +153,7 @@ class Builder:
         window: Iterable[str] = (),
         out_shape: Sequence[int] | None = None,
         shift_safe: bool = True,
+        reach: Reach = (),
     ) -> Tensor:
         sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(zip(y_labels, y.shape, strict=True))
         shape = tuple(out_shape) if out_shape is not None else tuple(sizes[a] for a in out_labels)
@@ -159,7 +161,7 @@ class Builder:
             return self.const(shape, "zero", 0.0)
         out = self._new(shape, x, y, name="contract")
         labels = tuple(x_labels), tuple(y_labels), tuple(out_labels)
-        return self._emit(Contract(out, x, y, *labels, frozenset(window), shift_safe))
+        return self._emit(Contract(out, x, y, *labels, frozenset(window), shift_safe, reach))
 
     def add(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
         x, y, shape = self._broadcast(x, y)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torchgauge.spaces.charges import Charge
+    from torchgauge.spaces.windows import Reach
 
 Role = Literal["param", "buffer", "const", "input", "data", "choice"]
 
@@ -106,7 +107,8 @@ class Contract(Constraint):
 
     A label of `x` and `y` that is missing in `out` is summed; one that is in all three is a batch label. Labels in
     `window` are the spatial dimensions of a convolution: no frame may act on them. `shift_safe` says that an input
-    that is constant along the window labels gives an output that is constant there (no zero padding).
+    that is constant along the window labels gives an output that is constant there (no zero padding). `reach` says
+    which positions of a kernel with padding lie inside `x`.
     """
 
     x: Tensor
@@ -116,6 +118,7 @@ class Contract(Constraint):
     out_labels: tuple[str, ...]
     window: frozenset[str] = frozenset()
     shift_safe: bool = True
+    reach: Reach = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -259,12 +259,11 @@ class ShiftPass:
     def _contracted(self, k: c.Contract) -> Terms:
         out: Terms = {}
         x, y, xl, yl = self.sources.operands(k)
-        if self.sources.absorber(k) is not None:
-            return out
         if self.sources.is_static(y):
             own = [i for i, a in enumerate(k.out_labels) if a in yl and a not in k.window]
             places = {d: k.out_labels.index(a) for d, a in enumerate(xl) if a in k.out_labels}
-            for s, t in (self._operand(k, x) if self.sources.is_static(x) else self.terms(x)).items():
+            arriving = self._operand(k, x) if self.sources.is_static(x) else self.terms(x)
+            for s, t in (arriving if self.sources.absorber(k) is None else {}).items():
                 out[s] = Term(t.moved(places) | full(k.out.shape, own), False)
             relation = self.sources.reader(k, y)
             if relation is not None and (relation.constant or relation.offsets):
@@ -356,7 +355,7 @@ class ShiftPass:
         """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""
         wide = frozenset().union(*(term.varies for term in arrived.values()))
         able = [s for s, term in arrived.items() if term.direct and _covers(term.varies, wide)]
-        able = [s for s in able if not s.also and s not in self.solved]
+        able = [s for s in able if not s.also and not s.taps and s not in self.solved]
         able = [s for s in able if not any(self._rests_on(o, s) for o in arrived if o is not s)]
         return max(able, key=lambda s: (s.kind == "bias", list(arrived).index(s)), default=None)
 

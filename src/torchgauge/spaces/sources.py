@@ -16,6 +16,7 @@ from typing import Literal
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Pattern, PatternPass, Relation, RelationPass
+from torchgauge.spaces.windows import Taps, taps
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
 MOST = 32
@@ -39,6 +40,8 @@ class Entry:
     relation: Relation | None = None
     level: frozenset[int] = frozenset()
     """Of a bias: dimensions of `tensor` along which the change is constant."""
+    taps: Taps | None = None
+    """Of a relation that a kernel with edges reads: how its positions may change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,11 @@ class Source:
     """Further parameters that take the same change (see joint.py)."""
     level: bool = False
     """Whether it may pass readers that ignore constants, and vanish further on (see levels.py)."""
+
+    @property
+    def taps(self) -> Taps | None:
+        """How positions of a kernel with edges may change; the change is then divided by κ."""
+        return self.entries[0].taps
 
     @property
     def at(self) -> c.Constraint:
@@ -80,7 +88,8 @@ class Source:
     def shape(self) -> tuple[int, ...]:
         """Shape of the arbitrary factor, with size one along the fixed vectors."""
         fixed = {d for way in self.ways for d in way.dims}
-        return tuple(1 if d in fixed else n for d, n in enumerate(self.tensor.shape))
+        part = self.taps.shape if self.taps is not None else {}
+        return tuple(1 if d in fixed else part.get(d, n) for d, n in enumerate(self.tensor.shape))
 
     def entry(self, at: c.Constraint, tensor: c.Tensor) -> Entry:
         return next(e for e in self.entries if e.at is at and e.tensor is tensor)
@@ -102,6 +111,7 @@ class Sources:
                 self.readers.setdefault(t, []).append(k)
         self.outputs = set(program.outputs)
         self.places: dict[tuple[c.Constraint, c.Tensor], list[Source]] = {}
+        self._positions: dict[c.Contract, Taps | None] = {}
         order = {k: i for i, k in enumerate(program.constraints)}
         for source in sorted(self._found(), key=lambda s: order[s.at]):
             self.add(source)
@@ -260,8 +270,9 @@ class Sources:
                 _, _, xl, yl = self.operands(k)
                 inside = frozenset(yl.index(xl[d]) for d in relation.dims if xl[d] in yl)
                 way = self._lifted(Pattern(inside, relation.gains), end, t)
-                if way is not None:
-                    yield Entry(k, end, "relation", way, relation)
+                positions = self.positions(k) if self.edged(k, relation) else None
+                if way is not None and (end is t or positions is None):
+                    yield Entry(k, end, "relation", way, relation, taps=positions)
         if blind and (ignored := self.patterns.back(k, self.patterns.of(k.out), end)) is not None:
             way = self._lifted(ignored, end, t)
             if way is not None:
@@ -301,9 +312,22 @@ class Sources:
 
     def reader(self, k: c.Contract, weight: c.Tensor) -> Relation | None:
         """The affine relation of what the weight reads, if the whole contraction is along it."""
-        edges = bool(k.window) and not k.shift_safe
         r = self._along(k, weight)
-        return None if r is None or (edges and (r.constant or r.offsets)) else r
+        if r is not None and self.edged(k, r):
+            # what a bias takes off must be there at every place of a window
+            return self.absorber(k) if self.positions(k) is not None else None
+        return r
+
+    def positions(self, k: c.Contract) -> Taps | None:
+        """Changes of a kernel along its positions that add the same at every place."""
+        if k not in self._positions:
+            _, y, _, yl = self.operands(k)
+            self._positions[k] = taps(k.reach, yl, y.shape)
+        return self._positions[k]
+
+    def edged(self, k: c.Contract, r: Relation) -> bool:
+        """Whether a constant that is read by a kernel is not constant behind it."""
+        return bool(k.window) and not k.shift_safe and bool(r.constant or r.offsets)
 
     def absorber(self, k: c.Contract) -> Relation | None:
         """The relation n·x = κ by which a reader with edges takes up a constant δ of what it reads: W − (Wδ/κ) ⊗ n.

@@ -1,0 +1,61 @@
+"""Windows with edges: which changes of a kernel's positions add the same at every place, padding or not."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+Reach = tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
+"""By label of a kernel: the ranges of its positions that lie inside what is read, at some place of the result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Changes of a kernel along its positions adding the same at every place; `basis` [how many, *sizes of `dims`]."""
+
+    dims: tuple[int, ...]
+    basis: Tensor
+    inside: Tensor
+    """One for the positions inside at one of the places [*sizes of `dims`]."""
+
+    @property
+    def shape(self) -> dict[int, int]:
+        """Sizes of the coordinates along `dims`: all changes along the first."""
+        return {d: len(self.basis) if d == self.dims[0] else 1 for d in self.dims}
+
+    def spread(self, value: Tensor) -> Tensor:
+        """Coordinates as a change of the kernel."""
+        first, *others = self.dims
+        whole = torch.tensordot(value.movedim(first, -1), self.basis.to(value.dtype), 1)
+        # the dimensions of the kernel come last; those of size one stand where they stood
+        kept = [d for d in range(value.ndim) if d != first]
+        whole = whole.squeeze([kept.index(d) for d in others]) if others else whole
+        order = [*(d for d in kept if d not in others), *self.dims]
+        return whole.permute([order.index(d) for d in range(value.ndim)])
+
+    def seen(self, change: Tensor) -> Tensor:
+        """A change of the kernel, with zeros where the place looks at the padding."""
+        shape = [self.inside.shape[self.dims.index(d)] if d in self.dims else 1 for d in range(change.ndim)]
+        return change * self.inside.reshape(shape)
+
+
+def taps(reach: Reach, labels: tuple[str, ...], shape: tuple[int, ...]) -> Taps | None:
+    """All changes of the positions of a kernel whose sum over those inside is the same at every place."""
+    if not reach or any(a not in labels for a, _ in reach):
+        return None
+    dims = tuple(labels.index(a) for a, _ in reach)
+    sizes = [shape[d] for d in dims]
+    rows = []
+    for ranges in itertools.product(*(found for _, found in reach)):
+        inside = torch.zeros(sizes, dtype=torch.float64)
+        inside[tuple(slice(start, stop) for start, stop in ranges)] = 1.0
+        rows.append(inside.reshape(-1))
+    apart = torch.stack(rows) - rows[0]
+    _, values, right = torch.linalg.svd(apart)
+    rank = int((values > 1e-9 * prod(sizes)).sum())
+    basis = right[rank:]
+    return Taps(dims, basis.reshape(-1, *sizes), rows[0].reshape(sizes)) if len(basis) else None
