@@ -25,6 +25,7 @@ from torchgauge.spaces.gains import places
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.row_scales import RowScales
 from torchgauge.spaces.shifts import ShiftPass
+from torchgauge.spaces.unread import unmasked
 
 
 def infer(
@@ -56,6 +57,7 @@ def infer(
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
     """Run all passes over a lowered program."""
+    program = unmasked(program)
     lowered, program = program, distribute(program)
     product = exponentiated(program)
     frame_pass = FramePass(product).run()

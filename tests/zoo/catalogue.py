@@ -11,6 +11,7 @@ from tests.zoo import (
     kernels,
     models,
     normalization,
+    padded,
     reaches,
     recurrent,
     vision,
@@ -27,6 +28,7 @@ BLOCKS: tuple[Case, ...] = (
     *recurrent.CASES,
     *kernels.CASES,
     *reaches.CASES,
+    *padded.CASES,
 )
 MODELS: tuple[Case, ...] = (*models.CASES, *vision.CASES)
 CASES: dict[str, Case] = {c.name: c for c in (*BLOCKS, *MODELS)}

@@ -29,6 +29,8 @@ SHAPE_ONLY = frozenset(_LIKE) | frozenset(_FULL) | {"empty_like", "new_empty", "
 BY_FIRST = frozenset({"type_as", "expand_as", "view_as", "reshape_as", "to"})
 """Operators that take no numbers from their further tensor arguments, only a type or a shape."""
 
+_IN_ORDER = ("unsqueeze", "squeeze", "view", "reshape", "_unsafe_view", "expand", "expand_as", "slice")
+"""Views that keep the order of what they keep; whether all is kept is seen by the sizes."""
 _SAME = ("clone", "alias", "detach", "contiguous", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "type_as", "lift")
 
 
@@ -121,6 +123,29 @@ class Constants:
         """Uniform dimensions of an operand after broadcasting to `ndim` dimensions."""
         offset = ndim - self.resolve(node).meta["val"].ndim
         return frozenset(range(offset)) | {d + offset for d in self.uniform(node)}
+
+    def condition(self, node: Node) -> tuple[Node, bool] | None:
+        """The truth values that a mask of zeros and ones shows, and where it has ones: where they are true, or false.
+
+        Only casts, negations and views that keep every dimension in order stand between.
+        """
+        holds = True
+        while True:
+            node = self.resolve(node)
+            value = node.meta.get("val")
+            if node in self.spoiled or not isinstance(value, torch.Tensor):
+                return None
+            name, first = name_of(node), node.args[0] if node.op == "call_function" and node.args else None
+            if not isinstance(first, Node) or node.kwargs.keys() & {"alpha"}:
+                break
+            negated = name == "logical_not" or (name == "bitwise_not" and value.dtype == torch.bool)
+            negated |= name == "rsub" and node.args[1:] == (1,)
+            negated |= name == "eq" and node.args[1:] == (0,) and self.condition(first) is not None
+            whole = name != "slice" or value.shape == first.meta["val"].shape
+            if not (negated or (whole and name in (*_SAME, *_IN_ORDER))):
+                break
+            node, holds = first, holds != negated
+        return (node, holds) if value.dtype == torch.bool else None
 
     # -- numbers -----------------------------------------------------------------------------------------------
     def _evaluate(self, node: Node, exact: bool) -> object:

@@ -15,7 +15,7 @@ from torchgauge.rules.constants import BY_FIRST, SHAPE_ONLY, Constants, name_of
 from torchgauge.rules.decompose import decompose
 from torchgauge.rules.recognise import Recogniser
 from torchgauge.spaces.builder import Builder
-from torchgauge.spaces.constraints import PICKED, Coordinate, Opaque, Profile, Program, Tensor
+from torchgauge.spaces.constraints import PICKED, Coordinate, Mask, Opaque, Profile, Program, Tensor
 
 if TYPE_CHECKING:
     from torchgauge.capture import Captured
@@ -82,7 +82,17 @@ class Lowering:
         node = self.values.get(x)
         uniform = self.constants.uniform(node) if node is not None else frozenset()
         shape = tuple(1 if d in uniform else n for d, n in enumerate(x.shape))
-        return x if shape == x.shape else self.b.const(shape, x.name)
+        found = x if shape == x.shape else self.b.const(shape, x.name)
+        found.mask = self.mask(x, found, True)
+        return found
+
+    def mask(self, x: Tensor, found: Tensor, kept: bool, low: bool = False) -> Mask | None:
+        """What a constant `found` takes out, made of a mask `x` that is true where that is `kept`, or goes."""
+        shown = self.constants.condition(self.values[x]) if x in self.values else None
+        dims = tuple(d for d, n in enumerate(found.shape) if n > 1)
+        if shown is None or [n for n in shown[0].meta["val"].shape if n > 1] != [found.shape[d] for d in dims]:
+            return None
+        return Mask((shown[0], shown[1] == kept), dims, low)
 
     def exact(self, x: Tensor) -> torch.Tensor | None:
         """The numbers of a constant where they depend on nothing, else None."""

@@ -326,11 +326,13 @@ def choose(ctx: Lowering, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     b = ctx.b
     if mask.role != "const":
         return ctx.generic(mask, x, y)
-    mask = ctx.shrink(mask)
+    whole, mask = mask, ctx.shrink(mask)
     for kept, other in ((x, y), (y, x)):
         if other.fill is not None and other.role == "const" and kept.role != "const":
             if other.fill == float("-inf") or (other.fill <= LOW and ctx.recogniser.feeds_softmax(ctx.node)):
-                return b.add(kept, b.const(mask.shape, "mask"))
+                low = b.const(mask.shape, "mask")
+                low.mask = ctx.mask(whole, low, kept is x, low=True)
+                return b.add(kept, low)
             masked = b.mul(kept, b.const(mask.shape, "mask"))
             return masked if other.fill == 0 else b.add(masked, b.const(mask.shape, "mask"))
     return b.add(b.mul(x, b.const(mask.shape, "mask")), b.mul(y, b.const(mask.shape, "mask")))

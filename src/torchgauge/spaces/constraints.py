@@ -20,6 +20,16 @@ PICKED = "an index computed from data"
 """The name of an output that nobody asked for, but that must not move."""
 
 
+@dataclass(frozen=True)
+class Mask:
+    """Numbers of a constant that says what counts: 1 where a condition holds, else 0; or, if `low`, 0, else −∞."""
+
+    condition: object
+    dims: tuple[int, ...]
+    """Dimensions of the constant along which the condition varies, in the condition's order."""
+    low: bool = False
+
+
 @dataclass(eq=False)
 class Tensor:
     """One tensor of the network, by shape and role; it holds no numbers.
@@ -35,6 +45,8 @@ class Tensor:
     source: str = ""
     fill: float | None = None
     """The value of a `const` that is the same number everywhere, if known."""
+    mask: Mask | None = None
+    """Of a `const`: what it takes out, if it is known to be a mask."""
     trade: Charge | None = field(default=None, repr=False)
     """Of a gain: the charge that it may trade with its readers (set by the frame pass)."""
 
