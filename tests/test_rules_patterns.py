@@ -251,6 +251,33 @@ def test_what_is_not_a_softmax_is_not_taken_for_one() -> None:
         assert "Softmax" not in kinds(after_linear(f, 2, 5, 6))
 
 
+LOWER = torch.ones(6, 6).tril()
+MASKED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {
+    "product": (lambda x: (x * LOWER - 1e4 * (1 - LOWER)).softmax(-1), True),
+    "turned about": (lambda x: ((1 - LOWER) * -1e9 + LOWER * x).softmax(-1), True),
+    "a type is lent": (lambda x: (y := x.masked_fill(LOWER == 0, -3e38)).double().softmax(-1).type_as(y), True),
+    "too high": (lambda x: (x * LOWER - 10 * (1 - LOWER)).softmax(-1), False),
+    "where it counts": (lambda x: (x * LOWER - 1e4 * LOWER).softmax(-1), False),
+    "no zeros and ones": (lambda x: (x * (2 * LOWER) - 1e4 * (1 - LOWER)).softmax(-1), False),
+    "read otherwise": (lambda x: (y := x * LOWER - 1e4 * (1 - LOWER)).softmax(-1) + y, False),
+}
+
+
+@pytest.mark.parametrize("spelling", MASKED)
+def test_a_mask_of_scores_is_an_addition(spelling: str) -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 6)
+            self.register_buffer("LOWER", LOWER, persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return MASKED[spelling][0](self.linear(x))
+
+    added = "Mul" not in kinds(program_of(Scores(), torch.randn(2, 6, 3)))
+    assert added == MASKED[spelling][1]
+
+
 def test_a_norm_without_a_bias_takes_the_one_in_front() -> None:
     x = torch.randn(4, 3, 5, 5)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)).eval()

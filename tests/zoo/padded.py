@@ -43,6 +43,4 @@ class Padded(nn.Module):
         return x * ((ids != 1) if self.last == "other" else real).unsqueeze(-1).to(x.dtype)
 
 
-CASES: tuple[Case, ...] = (
-    Case("padded_stream", Padded, tokens(12, 48, 7), 118, batches=4),
-)
+CASES: tuple[Case, ...] = (Case("padded_stream", Padded, tokens(12, 48, 7), 118, batches=4),)

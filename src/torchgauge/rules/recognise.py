@@ -100,9 +100,11 @@ class Recogniser:
 
     def written_mask(self, node: Node) -> tuple[Node, tuple[int, ...]] | None:
         """(x, shape of the mask) of x·m + c in front of a softmax: m is zero or one, c zero or at most −10⁴."""
-        if name_of(node) != "add" or node.kwargs or not self.feeds_softmax(node):
+        name = name_of(node)
+        if name not in ("add", "sub") or node.kwargs or not self.feeds_softmax(node):
             return None
-        for scaled, low in (node.args, node.args[::-1]):
+        sign = 1 if name == "add" else -1
+        for scaled, low in (node.args, node.args[::-1])[: 1 + (sign > 0)]:
             if not isinstance(low, Node) or not isinstance(scaled, Node) or name_of(scaled) != "mul":
                 continue
             for x, kept in (scaled.args, scaled.args[::-1]):
@@ -111,7 +113,7 @@ class Recogniser:
                 m, c = self.constants.exact(kept), self.constants.exact(low)
                 if m is None or c is None or m.shape != c.shape:
                     continue
-                if bool((((m == 1) & (c == 0)) | ((m == 0) & (c <= LOW))).all()):
+                if bool((((m == 1) & (c == 0)) | ((m == 0) & (sign * c <= LOW))).all()):
                     return x, tuple(m.shape)
         return None
 
