@@ -200,6 +200,66 @@ class Rows(nn.Module):
         return self.last(torch.tanh(self.first(x).cumsum(1)))
 
 
+class Mixed(nn.Module):
+    """Units that read along tokens what a layer norm made: its bias trades with theirs as far as it is constant."""
+
+    def __init__(self, tokens: int, d: int, m: int) -> None:
+        super().__init__()
+        self.read, self.norm = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1)
+        self.mix, self.head = mlp(tokens, m, tokens, act=nn.GELU), nn.Linear(d, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        return self.head(torch.tanh(x + self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)))
+
+
+class Pooled(nn.Module):
+    """Neighbours less themselves: what is constant along them goes away; a norm over channels and places at once."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(5, d)
+        self.norms = nn.ModuleList(nn.GroupNorm(1, d, eps=0.1) for _ in range(2))
+        self.gain, self.mlp = nn.Parameter(torch.zeros(d, 1)), nn.Conv1d(d, d, 1)
+        self.last = nn.Linear(d, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x).transpose(1, 2)
+        y = self.norms[0](x)
+        x = x + self.gain * (F.avg_pool1d(y, 3, 1, 1, count_include_pad=False) - y)
+        x = x + torch.tanh(self.mlp(self.norms[1](x)))
+        return torch.tanh(self.last(x.transpose(1, 2)))
+
+
+class Crossed(nn.Module):
+    """Tables for places and for times, added to what both have: their common vectors trade, and with a bias."""
+
+    def __init__(self, times: int, places: int, d: int) -> None:
+        super().__init__()
+        self.read, self.norm, self.head = nn.Linear(5, d), nn.LayerNorm(d, eps=0.1), nn.Linear(d, 4)
+        self.places, self.times = nn.Parameter(torch.zeros(places, d)), nn.Parameter(torch.zeros(times, 1, d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.head(self.norm(self.read(x) + self.places + self.times)))
+
+
+class Repeated(nn.Module):
+    """Tokens picked by the same index in every channel, which is written out along them."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.read, self.norm, self.head = nn.Linear(5, d), nn.LayerNorm(d, eps=0.1), nn.Linear(d, 4)
+
+    def forward(self, x: Tensor, picked: Tensor) -> Tensor:
+        x = self.read(x)
+        return self.head(self.norm(x.gather(1, picked.unsqueeze(-1).repeat(1, 1, x.shape[-1]))))
+
+
+def picked(g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Six tokens, and which three of them."""
+    return torch.randn(24, 6, 5, generator=g, dtype=torch.float64), torch.randint(6, (24, 3), generator=g)
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -223,4 +283,8 @@ CASES: tuple[Case, ...] = (
         reason="rows in an open ball take up what the gain and the bias of the norm do (theory section 6.2)",
     ),
     Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),
+    Case("mixed_tokens", lambda: Mixed(5, 6, 4), normal(24, 5, 7), 3, batches=4),
+    Case("pool_less_itself", lambda: Pooled(5), normal(24, 6, 5), 21, batches=4),
+    Case("crossed_tables", lambda: Crossed(3, 4, 5), normal(24, 3, 4, 5), 41, batches=4),
+    Case("picked_tokens", lambda: Repeated(5), picked, 26, batches=4),
 )

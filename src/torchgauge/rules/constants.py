@@ -96,11 +96,8 @@ class Constants:
         if name in _LIKE or name in _FULL:
             return every
         tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-        if name in ("expand", "expand_as", "broadcast_to") and tensors:
-            inner = tensors[0].meta["val"]
-            return self._lifted(tensors[0], ndim) | {
-                d + ndim - inner.ndim for d in range(inner.ndim) if inner.shape[d] == 1
-            }
+        if name in ("expand", "expand_as", "broadcast_to", "repeat", "tile") and tensors:
+            return self._lifted(tensors[0], ndim)
         if name in _SAME and tensors:
             return self.uniform(tensors[0])
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in ("__and__", "__or__", "where"):

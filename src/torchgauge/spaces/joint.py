@@ -39,5 +39,5 @@ def _added(sources: Sources, k: c.Constraint, t: c.Tensor, held: Container[Sourc
         made = sources.makers.get(x)
         if isinstance(made, c.Add) and made.alpha == 1.0:
             stack += [(made, made.x), (made, made.y)]
-        elif isinstance(made, (c.Reshape, c.Permute, c.Expand)):
+        elif isinstance(made, (c.Reshape, c.Permute, c.Slice, c.Expand)):
             stack.append((made, made.x))

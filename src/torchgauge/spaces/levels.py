@@ -7,7 +7,7 @@ take it off again further on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 
 from torchgauge.spaces import constraints as c
@@ -31,19 +31,22 @@ def levels(sources: Sources) -> Iterator[Source]:
             yield Source(t, entries, (way,), level=True)
 
 
-def flats(sources: Sources, held: Iterable[Source]) -> Iterator[Source]:
-    """Of biases that must stand still: their changes that are constant along all dimensions but one."""
-    for s in held:
-        wide = full(s.tensor)
-        if len(wide) < 2 or s.ways or any(e.kind != "bias" or e.tensor is not s.tensor for e in s.entries):
-            continue
-        ignored = sources.patterns.of(s.tensor)
-        for d in sorted(wide):
-            way = Pattern(wide - {d})
-            if ignored is not None and ignored.dims <= way.dims:
-                continue  # an invisible direction
-            entries = tuple(Entry(e.at, e.tensor, "bias", way, level=way.dims) for e in s.entries)
-            yield Source(s.tensor, entries, (way,))
+def flats(s: Source, sources: Sources, *, alone: bool) -> Iterator[Source]:
+    """Of a bias that must stand still: its changes that are constant along all dimensions but one; of a vector that is
+    stopped alone, the constant change.
+    """
+    wide = full(s.tensor)
+    if not wide or (len(wide) == 1) != alone or s.ways:
+        return
+    if any(e.kind != "bias" or e.tensor is not s.tensor for e in s.entries):
+        return
+    ignored = sources.patterns.of(s.tensor)
+    for kept in [frozenset[int]()] if alone else [frozenset([d]) for d in sorted(wide)]:
+        way = Pattern(wide - kept)
+        if ignored is not None and ignored.dims <= way.dims:
+            continue  # an invisible direction
+        entries = tuple(Entry(e.at, e.tensor, "bias", way, level=way.dims) for e in s.entries)
+        yield Source(s.tensor, entries, (way,))
 
 
 def full(t: c.Tensor) -> frozenset[int]:
@@ -53,8 +56,17 @@ def full(t: c.Tensor) -> frozenset[int]:
 
 def _facing(sources: Sources, k: c.Constraint, end: c.Tensor) -> frozenset[Gains]:
     """The gains that stand between a sum and norms behind it, along one of the dimensions of `end`."""
-    same = [d for d in full(end) if end.ndim == k.out.ndim and end.shape[d] == k.out.shape[d]]
-    return frozenset().union(*(_normalised(sources, k.out, frozenset([d])) for d in same))
+    if end.ndim != k.out.ndim:
+        return frozenset()
+    same = [d for d in full(end) if end.shape[d] == k.out.shape[d]]
+    # it is constant along the rest, over which a norm may stand as well
+    rest = frozenset(d for d in full(k.out) - full(end) if d)
+    wholes = [rest | {d} for d in same] if rest else []
+    return frozenset().union(*(_normalised(sources, k.out, dims) for dims in (*map(_one, same), *wholes)))
+
+
+def _one(dim: int) -> frozenset[int]:
+    return frozenset([dim])
 
 
 def _normalised(sources: Sources, t: c.Tensor, dims: frozenset[int]) -> frozenset[Gains]:

@@ -91,8 +91,9 @@ class ShiftPass:
         Positions that differ from token to token take off whatever arrives with them; a constant may go on instead.
         """
         best = self._run()
-        for s in flats(self.sources, [s for s, (_, others) in self.solved.items() if others]):
-            held = {**best.held, s.tensor: s.ways[0].dims}
+        taking = [s for s, (_, others) in self.solved.items() if others]
+        for flat in [flat for s in taking for flat in flats(s, self.sources, alone=False)]:
+            held = {**best.held, flat.tensor: flat.ways[0].dims}
             other = ShiftPass(self.program, self.patterns, self.relations, held=held)._run()
             best = max(best, other, key=ShiftPass.dimension)
         return best
@@ -107,19 +108,38 @@ class ShiftPass:
         free = {s.tensor for s in self.free}
         # a level of a free bias would be counted twice
         self.levels = [s for s in levels(self.sources) if s.tensor not in free]
-        narrow = list(flats(self.sources, (s for s in self.sources if s in self.dead)))
-        narrow = [s for s in narrow if self.held.get(s.tensor, s.ways[0].dims) == s.ways[0].dims]
-        held = self.dead | {s for s, (_, others) in self.solved.items() if not others}
+        alone = {s for s, (_, others) in self.solved.items() if not others}
+        held = self.dead | alone
+        levelled = {s.tensor for s in self.levels}
+        constant = {s for s in alone if s.tensor not in levelled}  # the level of a vector is its constant part
+        whole = {s: self._flats(s, alone=s in constant) for s in self.sources if s in self.dead | constant}
+        narrow = [flat for own in whole.values() for flat in own]
         joints = list(joint(self.sources, held))
         for s in (*self.levels, *narrow, *joints):
             self.sources.add(s)
+        still: set[Source] = set()
         while self.levels or narrow or joints:
             given_up = {s for s in self.sources if s.also} - set(joints)
-            self._solve(given_up | {s for s in held if self._moved_by(joints, s)} | self._counted(joints))
+            still = given_up | {s for s in held if self._moved_by(joints, s)} | self._counted(joints)
+            self._solve(still)
             if given_up == (given_up := {s for s in self.sources if s.also and s not in self.free}):
                 break
             joints = [s for s in joints if s not in given_up]
+        if idle := {x for s, own in whole.items() if own for x in self._idle(s, own)}:
+            self._solve(still | idle)
         return self
+
+    def _flats(self, s: Source, *, alone: bool) -> list[Source]:
+        """The constant parts that a source that stands still may have."""
+        found = flats(s, self.sources, alone=alone)
+        return [flat for flat in found if self.held.get(flat.tensor, flat.ways[0].dims) == flat.ways[0].dims]
+
+    def _idle(self, s: Source, own: list[Source]) -> Iterable[Source]:
+        """Of a source and its constant parts, what would only stand in the way of the rest."""
+        if s in self.solved:  # takes its own parts off again
+            others = self.solved[s][1]
+            return [s] if others and all(o in own for o in others) else own
+        return [s] if s in self.dead and not any(o in own for o in (*self.free, *self.solved)) else []
 
     def _moved_by(self, joints: Iterable[Source], s: Source) -> bool:
         return not s.also and any(s.tensor in (j.tensor, *j.also) for j in joints)
@@ -163,14 +183,16 @@ class ShiftPass:
 
     def _through(self, k: c.Constraint) -> Terms:
         if isinstance(k, c.Add):
-            return _merge(self._operand(k, k.x), self._operand(k, k.y))
+            gone = self._cancelled(k)
+            merged = _merge(self._operand(k, k.x), self._operand(k, k.y))
+            return {s: t for s, t in merged.items() if s not in gone}
         if isinstance(k, c.Reshape):
             return {s: Term(_spread(t.varies, k.x.shape, k.out.shape), t.direct) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Permute):
             places = {d: i for i, d in enumerate(k.dims)}
             return {s: Term(t.moved(places), t.direct) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Slice):
-            return {s: Term(t.varies, False) for s, t in self.terms(k.x).items()}
+            return {s: Term(t.varies, _kept(s, t, [k.dim])) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Expand):
             return self.terms(k.x)
         if isinstance(k, c.Concat):
@@ -191,11 +213,26 @@ class ShiftPass:
         if isinstance(k, (c.Reduce, c.Spatial)):
             places = {d: d for d in range(k.x.ndim) if d not in k.dims}
             arriving = self._operand(k, k.x) if isinstance(k, c.Spatial) else self.terms(k.x)
-            return {s: Term(t.moved(places), False) for s, t in arriving.items()}
+            keeps = isinstance(k, c.Spatial) and k.keeps_constants
+            return {s: Term(t.moved(places), keeps and _kept(s, t, k.dims)) for s, t in arriving.items()}
         if isinstance(k, c.Gather):
             lead = k.out.ndim - (k.table.ndim - 1)
             return self._entering(k, k.table, full(k.out.shape, range(lead, k.out.ndim)), "rows")
         return {}
+
+    def _cancelled(self, k: c.Add) -> set[Source]:
+        """Of a difference pool(x) − x: what is constant along the pooled dimensions of x."""
+        (x, pooled), (y, also) = map(self._unpooled, (k.x, k.y))
+        if k.alpha != -1.0 or x is not y or k.x.shape != k.y.shape:
+            return set()
+        return {s for s, t in self.terms(x).items() if not t.dims & (pooled | also)}
+
+    def _unpooled(self, t: c.Tensor) -> tuple[c.Tensor, frozenset[int]]:
+        """What a tensor was before maps along some dimensions that keep constants, and those dimensions."""
+        dims: frozenset[int] = frozenset()
+        while isinstance(made := self.makers.get(t), c.Spatial) and made.keeps_constants:
+            t, dims = made.x, dims | frozenset(made.dims)
+        return t, dims
 
     def _alike(self, k: c.Concat, s: Source, parts: list[Terms]) -> bool:
         """Whether a source moves all parts by the same: a joint one, or a constant in parts of one tensor."""
@@ -349,7 +386,7 @@ class ShiftPass:
     def _one_to_one(self, made: c.Constraint) -> bool:
         if isinstance(made, c.Mul):
             return made.y.role == "const" and bool(made.y.fill) and made.x.shape == made.out.shape
-        return isinstance(made, (c.Reshape, c.Permute, c.Slice))
+        return isinstance(made, (c.Reshape, c.Permute, c.Slice, c.Expand))
 
     def _pivot(self, arrived: Terms) -> Source | None:
         """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""
@@ -387,6 +424,11 @@ def _merge(a: Terms, b: Terms) -> Terms:
     for s, t in b.items():
         out[s] = Term(out[s].varies | t.varies, False) if s in out else t
     return out
+
+
+def _kept(s: Source, t: Term, dims: Iterable[int]) -> bool:
+    """Whether a joint source is still unchanged behind a map along some dimensions."""
+    return t.direct and bool(s.also) and not t.dims & set(dims)
 
 
 def _covers(factors: frozenset[Factor], wanted: frozenset[Factor]) -> bool:
