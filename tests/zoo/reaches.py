@@ -260,6 +260,38 @@ def picked(g: torch.Generator) -> tuple[Tensor, Tensor]:
     return torch.randn(24, 6, 5, generator=g, dtype=torch.float64), torch.randint(6, (24, 3), generator=g)
 
 
+class TwoHeads(nn.Module):
+    """The mean of two classifiers of one tensor: only the sum of their weights counts."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.first, self.one, self.two = nn.Linear(5, d), nn.Linear(d, 3), nn.Linear(d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        return (self.one(x) + self.two(x)) / 2
+
+
+class Chunks(nn.Module):
+    """Linear attention in two chunks, the second of which reads a memory too that the first one wrote."""
+
+    def __init__(self, d: int, heads: int, entries: int) -> None:
+        super().__init__()
+        self.heads, self.entries = heads, entries
+        self.q, self.k = (nn.Linear(d, heads * entries, bias=False) for _ in range(2))
+        self.v, self.o = nn.Linear(d, 3 * heads), nn.Linear(3 * heads, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (m(x).reshape(b, t, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v))
+        wrote = k[:, :, : t // 2].mT @ v[:, :, : t // 2]
+        memory = torch.cat([torch.zeros_like(wrote), wrote], 2).view(b, self.heads, 2, self.entries, -1)
+        q, k, v = (y.reshape(b, self.heads, 2, t // 2, -1) for y in (q, k, v))
+        y = (q @ memory + (q @ k.mT).tril() @ v).reshape(b, self.heads, t, -1)
+        y = F.layer_norm(y, y.shape[-1:], eps=0.1)
+        return self.o(torch.tanh(y).transpose(1, 2).reshape(b, t, -1))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -282,6 +314,8 @@ CASES: tuple[Case, ...] = (
         batches=4,
         reason="rows in an open ball take up what the gain and the bias of the norm do (theory section 6.2)",
     ),
+    Case("two_heads_averaged", lambda: TwoHeads(4), normal(96, 5), 15),
+    Case("memory_of_chunks", lambda: Chunks(7, 2, 2), normal(24, 6, 7), 26, batches=4),
     Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),
     Case("mixed_tokens", lambda: Mixed(5, 6, 4), normal(24, 5, 7), 3, batches=4),
     Case("pool_less_itself", lambda: Pooled(5), normal(24, 6, 5), 21, batches=4),

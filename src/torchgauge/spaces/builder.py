@@ -96,9 +96,29 @@ class Builder:
         if shape == x.shape:
             return x
         assert prod(shape) == prod(x.shape), (x, shape)
+        stacked = self._stacked(x, shape)
+        if stacked is not None:
+            return stacked
         out = self._new(shape, x, name="reshape")
         out.fill = x.fill
         return self._view(("reshape", x, shape), Reshape(out, x))
+
+    def _stacked(self, x: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """A concatenation whose dimension is split by a reshape, [.., i·n, ..] into [.., i, n, ..], if n divides all
+        parts: the same of reshaped parts, along the first of the two."""
+        made = self.producers.get(x)
+        if not isinstance(made, Concat) or len(shape) != x.ndim + 1:
+            return None
+        d = made.dim
+        if shape[:d] != x.shape[:d] or shape[d + 2 :] != x.shape[d + 1 :]:
+            return None
+        if shape[d] == 1 or shape[d + 1] == 1 or any(p.shape[d] % shape[d + 1] for p in made.xs):
+            return None
+        key = ("stack", x, shape)
+        if key not in self._views:
+            parts = [self.reshape(p, (*shape[:d], p.shape[d] // shape[d + 1], *shape[d + 1 :])) for p in made.xs]
+            self._views[key] = self.concat(parts, d)
+        return self._views[key]
 
     def permute(self, x: Tensor, dims: Sequence[int]) -> Tensor:
         dims = tuple(d % x.ndim for d in dims)

@@ -7,6 +7,7 @@ approximated: every rewriting is an identity between tensors.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.blocks import in_blocks
@@ -17,7 +18,48 @@ from torchgauge.spaces.directions import grouping
 def distribute(program: c.Program, aim: Aim = "frames") -> c.Program:
     """An equal program in which reshapes stand on parameters wherever they can, and nothing is packed."""
     # slices hide reshapes, and reshapes hide slices of heads
-    return in_blocks(_Distributor(in_blocks(program, aim)).run(), aim)
+    return in_blocks(_Distributor(in_blocks(_sliced_last(program), aim)).run(), aim)
+
+
+def _sliced_last(program: c.Program) -> c.Program:
+    """An equal program in which a reshaped slice of a tensor that is reshaped alike as a whole is a slice of that."""
+    makers = {k.out: k for k in program.constraints}
+    whole: dict[c.Tensor, list[c.Reshape]] = {}
+    for k in program.constraints:
+        if isinstance(k, c.Reshape):
+            whole.setdefault(k.x, []).append(k)
+    order: dict[c.Constraint, None] = {}
+    for k in program.constraints:
+        cut = makers.get(k.x) if isinstance(k, c.Reshape) else None
+        if isinstance(cut, c.Slice):
+            for r in whole.get(cut.x, ()):
+                dim = _sliced_dim(cut, k.out.shape, r.out.shape)
+                if dim is not None:
+                    order[r] = None
+                    k = c.Slice(k.out, r.out, dim, cut.start, cut.stop)
+                    break
+        order[k] = None
+    return replace(program, constraints=_needed(program, list(order)))
+
+
+def _needed(program: c.Program, constraints: list[c.Constraint]) -> list[c.Constraint]:
+    """Those that the outputs hang on."""
+    wanted = set(program.outputs)
+    kept: list[c.Constraint] = []
+    for k in reversed(constraints):
+        if k.out in wanted:
+            kept.append(k)
+            wanted.update(k.inputs)
+    return kept[::-1]
+
+
+def _sliced_dim(cut: c.Slice, part: tuple[int, ...], whole: tuple[int, ...]) -> int | None:
+    """The dimension of a reshape of the whole that is the one which is cut, if the part is reshaped alike."""
+    for d, n in enumerate(whole):
+        same = n == cut.x.shape[cut.dim] and prod(whole[:d]) == prod(cut.x.shape[: cut.dim])
+        if same and part == (*whole[:d], cut.stop - cut.start, *whole[d + 1 :]):
+            return d
+    return None
 
 
 class _Distributor:
@@ -34,16 +76,7 @@ class _Distributor:
     def run(self) -> c.Program:
         for k in self.program.constraints:
             self._emit(k)
-        return replace(self.program, constraints=self._prune())
-
-    def _prune(self) -> list[c.Constraint]:
-        wanted = set(self.outputs)
-        kept: list[c.Constraint] = []
-        for k in reversed(self.order):
-            if k.out in wanted:
-                kept.append(k)
-                wanted.update(k.inputs)
-        return kept[::-1]
+        return replace(self.program, constraints=_needed(self.program, self.order))
 
     def _emit(self, k: c.Constraint) -> None:
         if isinstance(k, c.Reshape) and k.x.role == "data":

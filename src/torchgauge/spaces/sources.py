@@ -54,7 +54,7 @@ class Source:
     partner: tuple[c.Tensor, float] | None = None
     """A parameter that is always added together with this one, and takes its change off times a number."""
     inside: frozenset[c.Tensor] = frozenset()
-    """Of a trade: the parts of the sums in which only one of the two stands."""
+    """Of a trade: the parts of the sums in which the two do not stand alike."""
     also: tuple[c.Tensor, ...] = ()
     """Further parameters that take the same change (see joint.py)."""
     level: bool = False
@@ -96,7 +96,8 @@ class Source:
 
 
 Place = tuple[c.Tensor, tuple]
-"""A sum, and how something stands in it: the shape of what is added, or what a linear map reads and by which labels."""
+"""A sum, and how something stands in it: the shape of what is added, what a linear map reads and by which labels, or
+what is multiplied."""
 
 
 class Sources:
@@ -195,7 +196,7 @@ class Sources:
                     yield Source(t, entries, ways)
 
     def _traded(self) -> Iterator[Source]:
-        """Parameters that stand in the same sums, as they are or as maps of one tensor, with one ratio of factors."""
+        """Parameters that stand in the same sums, as they are or times one tensor, with one ratio of factors."""
         known: list[tuple[c.Tensor, dict[Place, float]]] = []
         for t, uses in self.parts.items():
             biases = all(isinstance(k, c.Add) for k, _ in uses)
@@ -206,8 +207,10 @@ class Sources:
                 ratios = {sums[place] / theirs[place] for place in sums} if sums.keys() == theirs.keys() else set()
                 if t.shape == other.shape and len(ratios) == 1:
                     entries = tuple(Entry(k, end, "blind") for k, end in uses)
-                    parts = [p for k, _ in (*uses, *self.parts[other]) for p in self._sum_of(k.out)[2]]
-                    yield Source(t, entries, partner=(other, ratios.pop()), inside=frozenset(parts))
+                    ratio = ratios.pop()
+                    ours, others = self._inner(uses), self._inner(self.parts[other])
+                    halves = {p for p in (ours | others) if ours.get(p) != ratio * others.get(p, 0.0)}
+                    yield Source(t, entries, partner=(other, ratio), inside=frozenset(t for t, _ in halves))
                     break
             known.append((t, sums))
 
@@ -221,22 +224,37 @@ class Sources:
         """The sums in which something stands, with its factor in each; empty if it is used otherwise."""
         out: dict[Place, float] = {}
         for k, end in uses:
-            if isinstance(k, c.Add):
-                factor, what = k.alpha if self.bare(k.y) is end else 1.0, end.shape
-            elif isinstance(k, c.Contract) and not k.window:
-                x, y, *labels = self.operands(k)
-                factor, what = 1.0, (x, *labels, k.out_labels)
-                if y is not end or x is end:
-                    return {}
-            else:
+            stands = self._stands(k, end)
+            if stands is None:
                 return {}
-            whole, inner, _ = self._sum_of(k.out)
+            factor, what = stands
+            whole, inner = self._chain(k.out)[-1]
             out[whole, what] = out.get((whole, what), 0.0) + factor * inner
         return out if all(out.values()) else {}
 
-    def _sum_of(self, t: c.Tensor) -> tuple[c.Tensor, float, list[c.Tensor]]:
-        """The whole sum in which a tensor stands, as far as nothing else reads it, its factor there, and the parts."""
-        factor, parts = 1.0, []
+    def _inner(self, uses: list[tuple[c.Constraint, c.Tensor]]) -> dict[Place, float]:
+        """As `_sums`, in the parts of these sums."""
+        out: dict[Place, float] = {}
+        for k, end in uses:
+            factor, what = self._stands(k, end) or (0.0, ())
+            for part, inner in self._chain(k.out)[:-1]:
+                out[part, what] = out.get((part, what), 0.0) + factor * inner
+        return out
+
+    def _stands(self, k: c.Constraint, end: c.Tensor) -> tuple[float, tuple] | None:
+        """With what factor a parameter is added by `k`, and how; None if it is used otherwise."""
+        if isinstance(k, c.Add):
+            return k.alpha if self.bare(k.y) is end else 1.0, end.shape
+        if isinstance(k, c.Contract) and not k.window:
+            x, y, *labels = self.operands(k)
+            return (1.0, (x, *labels, k.out_labels)) if y is end and x is not end else None
+        if isinstance(k, c.Mul) and k.power == 1 and self.bare(k.y) is end and not self.is_static(k.x):
+            return 1.0, ("gain", k.x, end.shape)
+        return None
+
+    def _chain(self, t: c.Tensor) -> list[tuple[c.Tensor, float]]:
+        """A tensor and the sums in which it stands, as far as nothing else reads them, with its factor in each."""
+        factor, chain = 1.0, [(t, 1.0)]
         while len(above := self.readers.get(t, [])) == 1 and t not in self.outputs:
             k = above[0]
             if isinstance(k, c.Add) and k.x is not k.y:
@@ -245,9 +263,9 @@ class Sources:
                 step = k.y.fill**k.power
             else:
                 break
-            parts.append(t)
             factor, t = factor * step, k.out
-        return t, factor, parts
+            chain.append((t, factor))
+        return chain
 
     def _entries(self, t: c.Tensor, k: c.Constraint, end: c.Tensor, *, blind: bool) -> Iterator[Entry]:
         """What one use of `t` lets through."""
