@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 POINTS, STEPS, ROUNDS, PATIENCE = 3, 160, 2, 16
 # a network of one layer may hide so many directions by accident, which one of two layers does not
 EXOTIC = 3
+# experts in a first layer read as many vectors as there are tokens, and so few may not tell their weights
+TOKENS = 160
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -48,12 +50,17 @@ def examine(model_type: str, name: str, emit: Emit, points: int) -> None:
         return
     emit({"built": True})
     found = judge(built, emit, points)
-    if 0 < (found.get("hidden") or 0) <= EXOTIC and "2 layers" not in built.size:
+    again: dict[str, Any] | None = None
+    if found.get("hidden") and "input_ids" in built.inputs[0] and any("expert" in n for n in found["hidden_in"]):
+        again = {"tokens": TOKENS}
+    elif 0 < (found.get("hidden") or 0) <= EXOTIC and "2 layers" not in built.size:
+        again = {"deep": True}
+    if again is not None:
         with contextlib.suppress(NotBuilt):
-            deep = tiny(model_class, config_class, deep=True)
+            other = tiny(model_class, config_class, **again)
             row: dict[str, Any] = {}
-            if deep.parameters <= SMALL:
-                judge(deep, row.update, points)
+            if other.parameters <= SMALL:
+                judge(other, row.update, points)
             if "sound" in row:
                 emit(row)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny_inputs import SENSES, candidates, find, parts
+from tiny_inputs import SENSES, VOCABULARY, candidates, find, parts
 from tiny_sizes import by_role, by_twin, cleaned
 from tiny_squeeze import squeezed
 from torch import Tensor, nn
@@ -76,9 +76,14 @@ SIZES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def small_config(cls: Any, how: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """A small configuration of a class of configurations."""
-    return _config(cls, how(cleaned(cls().to_dict())))
+def small_config(cls: Any, how: Callable[[dict[str, Any]], dict[str, Any]], tokens: int = VOCABULARY) -> Any:
+    """A small configuration of a class of configurations, with so many tokens."""
+    return _config(cls, _with_tokens(how(cleaned(cls().to_dict())), tokens))
+
+
+def _with_tokens(raw: dict[str, Any], tokens: int) -> dict[str, Any]:
+    wide = {k: _with_tokens(v, tokens) if isinstance(v, dict) else v for k, v in raw.items()}
+    return wide | ({"vocab_size": tokens} if raw.get("vocab_size") == VOCABULARY else {})
 
 
 def _config(cls: Any, raw: dict[str, Any]) -> Any:
@@ -98,13 +103,14 @@ DEEP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False) -> Tiny:
+def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False, tokens: int = VOCABULARY) -> Tiny:
     """The smallest model of a class that runs.
 
     Args:
         model_class: of transformers.
         config_class: its configuration.
         deep: with two layers of each kind at least.
+        tokens: size of the vocabulary.
 
     Raises:
         NotBuilt: it runs at no size.
@@ -114,7 +120,7 @@ def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False) ->
     large: list[dict[str, Any]] = []
     for name, how in (DEEP if deep else SIZES).items():
         try:
-            config = small_config(config_class, how)
+            config = small_config(config_class, how, tokens)
             model = _build(model_class, config)
             inputs = _running(model)
             found.append(Tiny(model, inputs, name))

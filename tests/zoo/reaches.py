@@ -292,6 +292,25 @@ class Chunks(nn.Module):
         return self.o(torch.tanh(y).transpose(1, 2).reshape(b, t, -1))
 
 
+class NormedExperts(nn.Module):
+    """Picked experts between two layer norms: what they read is across a direction, what they write along one is lost."""
+
+    def __init__(self, d: int, units: int, experts: int) -> None:
+        super().__init__()
+        self.read, self.norm, self.router = nn.Linear(9, d), nn.LayerNorm(d, 0.1, bias=False), nn.Linear(d, experts)
+        self.up = nn.Parameter(torch.zeros(experts, units, d))
+        self.down = nn.Parameter(torch.zeros(experts, d, units))
+        self.last, self.out = nn.LayerNorm(d, 0.1), nn.Linear(d, 2 * d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        y = self.norm(x)
+        best, where = self.router(y).topk(2, -1)
+        z = F.gelu(torch.einsum("bkud,bd->bku", self.up[where], y))
+        z = torch.einsum("bkdu,bku->bkd", self.down[where], z) * best.softmax(-1).unsqueeze(-1)
+        return torch.tanh(self.out(self.last(x + z.sum(1))))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -316,6 +335,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case("two_heads_averaged", lambda: TwoHeads(4), normal(96, 5), 15),
     Case("memory_of_chunks", lambda: Chunks(7, 2, 2), normal(24, 6, 7), 26, batches=4),
+    Case("experts_between_norms", lambda: NormedExperts(5, 2, 3), normal(300, 9), 61, batches=4),
     Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),
     Case("mixed_tokens", lambda: Mixed(5, 6, 4), normal(24, 5, 7), 3, batches=4),
     Case("pool_less_itself", lambda: Pooled(5), normal(24, 6, 5), 21, batches=4),

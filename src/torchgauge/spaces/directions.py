@@ -77,6 +77,7 @@ class PatternPass:
 
     def __init__(self, program: c.Program) -> None:
         self.seen: dict[c.Tensor, list[Pattern | None]] = {}
+        self.relations = RelationPass(program).relations
         self.makers = {k.out: k for k in program.constraints}
         for out in program.outputs:
             self.seen.setdefault(out, []).append(None)
@@ -97,6 +98,12 @@ class PatternPass:
         if all(not p.gains for p in patterns):
             return Pattern(frozenset().union(*(p.dims for p in patterns)))
         return None
+
+    def _picked(self, t: c.Tensor) -> bool:
+        """Whether a tensor is a view of rows that were picked, such as the weights of experts."""
+        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
+            t = made.x
+        return isinstance(made, c.Pick)
 
     @singledispatchmethod
     def back(self, k: c.Constraint, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
@@ -160,10 +167,17 @@ class PatternPass:
 
     @back.register
     def _(self, k: c.Contract, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
-        if out is None or k.x is k.y:
+        if k.x is k.y:
+            return None
+        mine, other = (k.x_labels, k.y_labels) if tensor is k.x else (k.y_labels, k.x_labels)
+        if self._picked(tensor):
+            met = self.relations.get(k.y if tensor is k.x else k.x)
+            along = None if met is None or k.window else frozenset(other[d] for d in met.dims)
+            if along and not (met.constant or met.offsets) and along == set(mine) & set(other) - set(k.out_labels):
+                return Pattern(frozenset(mine.index(a) for a in along), met.gains)
+        if out is None:
             return None
         labels = {k.out_labels[d] for d in out.dims}
-        mine, other = (k.x_labels, k.y_labels) if tensor is k.x else (k.y_labels, k.x_labels)
         if labels & k.window or not labels <= set(mine) or (labels & set(other)):
             return None
         return replace(out, dims=frozenset(mine.index(a) for a in labels))
@@ -172,6 +186,13 @@ class PatternPass:
     def _(self, k: c.Gather, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
         lead = k.out.ndim - (k.table.ndim - 1)
         if out is None or any(d < lead for d in out.dims):
+            return None
+        return replace(out, dims=frozenset(d - lead + 1 for d in out.dims))
+
+    @back.register
+    def _(self, k: c.Pick, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
+        lead = k.choice.ndim
+        if out is None or tensor is k.choice or any(d < lead for d in out.dims):
             return None
         return replace(out, dims=frozenset(d - lead + 1 for d in out.dims))
 
