@@ -293,7 +293,7 @@ class Chunks(nn.Module):
 
 
 class NormedExperts(nn.Module):
-    """Picked experts between two layer norms: what they read is across a direction, what they write along one is lost."""
+    """Experts between two layer norms: what they read is across a direction, what they write along one is lost."""
 
     def __init__(self, d: int, units: int, experts: int) -> None:
         super().__init__()
