@@ -41,6 +41,8 @@ configuration can be shrunk and run without a network. {_tried(len(rows), total)
 - *sound* alone: the model could not be made smaller than 6000 parameters, or certifying it ran out of time.
 - A network of one layer that hides no more than three directions is judged again with two layers: one layer may hide
   some by accident, as a BERT of one layer does.
+- A network whose experts hide something is judged again with a vocabulary of 160: experts in a first layer read as many
+  vectors as there are tokens.
 - *unknown*: operators without a rule. They block what they touch, and never make a claim.
 - *seconds* of processor time, on one core.
 - *orbit* is the rank of the generators on parameters that the inputs read. Special tokens are not among the inputs.

@@ -69,6 +69,8 @@ class ShiftPass:
     solved: dict[Source, tuple[c.Tensor, frozenset[Source]]] = field(default_factory=dict)
     """Source → where it was solved, and the sources that it depends on (never, through others, on itself)."""
     dead: set[Source] = field(default_factory=set)
+    wider: set[Source] = field(default_factory=set)
+    """Solved sources that vary along more than all that they balance."""
     zero: dict[c.Tensor, frozenset[Source]] = field(default_factory=dict)
     """Tensors whose total shift vanishes, but for the levels that pass there."""
     known: dict[c.Tensor, Terms] = field(default_factory=dict)
@@ -91,8 +93,8 @@ class ShiftPass:
         Positions that differ from token to token take off whatever arrives with them; a constant may go on instead.
         """
         best = self._run()
-        taking = [s for s, (_, others) in self.solved.items() if others]
-        for flat in [flat for s in taking for flat in flats(s, self.sources, alone=False)]:
+        wider = [s for s in self.solved if s in self.wider]
+        for flat in [flat for s in wider for flat in flats(s, self.sources, alone=False)]:
             held = {**best.held, flat.tensor: flat.ways[0].dims}
             other = ShiftPass(self.program, self.patterns, self.relations, held=held)._run()
             best = max(best, other, key=ShiftPass.dimension)
@@ -150,7 +152,7 @@ class ShiftPass:
         return {s for s in self.levels if s.tensor in firsts}
 
     def _solve(self, still: Iterable[Source] = ()) -> None:
-        self.free, self.solved, self.dead, self.zero, self.known = [], {}, set(still), {}, {}
+        self.free, self.solved, self.dead, self.zero, self.known, self.wider = [], {}, set(still), {}, {}, set()
         self.dead |= {s for s in self.sources if s.tensor in self.held and not s.ways}
         for k in self.program.constraints:
             self._visit(k)
@@ -374,7 +376,10 @@ class ShiftPass:
         arrived = {s: term for s, term in arrived.items() if s not in passing}
         pivot = self._pivot(arrived)
         if pivot is not None:
-            self.solved[pivot] = (t, frozenset(s for s in arrived if s is not pivot))
+            others = frozenset(arrived) - {pivot}
+            self.solved[pivot] = (t, others)
+            if others and not _covers(frozenset().union(*(arrived[s].varies for s in others)), arrived[pivot].varies):
+                self.wider.add(pivot)
             self._vanish(t, passing)
             return
         for x in dict.fromkeys(made.inputs):
