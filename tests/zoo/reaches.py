@@ -151,6 +151,21 @@ class Averaged(nn.Module):
         return self.last(x + self.o(y))
 
 
+class Valued(nn.Module):
+    """Attention without biases in a post-norm block: what values add trades with the bias of the norm in front."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.read, self.norm, self.last = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1), nn.LayerNorm(d, eps=0.1)
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.read(x))
+        q, k, v = (m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        return self.last(x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
 class Slow(nn.Module):
     """Queries and keys with gains of their own, of which a rotary embedding turns the first planes only."""
 
@@ -322,6 +337,7 @@ CASES: tuple[Case, ...] = (
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
     Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
+    Case("values_beside_a_bias", lambda: Valued(6, 2), normal(24, 6, 7), 63, batches=4),
     Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),
     Case("rows_before_a_norm", lambda: Rows(20, 5, 0.0), tokens(20, 48, 4), 90, batches=4),
     Case(

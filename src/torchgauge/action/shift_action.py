@@ -181,7 +181,7 @@ class _Run:
         """Move the parameter of a source."""
         name = param_of(self.makers, s.tensor).name
         delta = self.delta(s, value).expand(s.tensor.shape)
-        if s.taps and (relation := s.entries[0].relation) is not None:
+        if self.absorbs(s.entries[0]) and (relation := s.entries[0].relation) is not None:
             # then it commutes with what the same weight absorbs
             delta = delta / self.constant(relation)
         self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], delta)
@@ -199,7 +199,12 @@ class _Run:
         if value is None or e.kind == "blind":
             return None
         placed = self._placed(s, e, value)
-        return placed if e.relation is None or e.taps else placed * self.constant(e.relation)
+        return placed if e.relation is None or self.absorbs(e) else placed * self.constant(e.relation)
+
+    def absorbs(self, e: Entry) -> bool:
+        """Whether a reader of a relation also takes up what arrives: its value is then what it adds, κ u."""
+        reads = e.kind == "relation" and isinstance(e.at, c.Contract)
+        return bool(e.taps) or (reads and self.sources.absorber(e.at) is not None)
 
     def _placed(self, s: Source, e: Entry, value: Tensor) -> Tensor:
         """A value with the dimensions of the tensor where it enters, size one where it is constant there."""
@@ -302,7 +307,7 @@ class _Run:
             elif isinstance(k, (c.Permute, c.Expand)):
                 index, factor = apply_view(k, index), apply_view(k, factor)
         wanted = wanted / factor
-        if e.kind == "relation":
+        if e.kind == "relation" and not self.absorbs(e):
             assert e.relation is not None
             wanted = wanted / self.constant(e.relation)
         index, wanted = torch.broadcast_tensors(index, wanted)

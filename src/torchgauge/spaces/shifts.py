@@ -332,7 +332,10 @@ class ShiftPass:
         if isinstance(k, c.Contract):
             x, y, xl, _ = self.sources.operands(k)
             if (absorber := self.sources.absorber(k)) is not None:
-                self._still(x, {s for s, t in self.terms(x).items() if s.level or not t.dims <= absorber.dims})
+                edges = bool(k.window)
+                self._still(
+                    x, {s for s, t in self.terms(x).items() if (edges and s.level) or not t.dims <= absorber.dims}
+                )
             elif self.sources.is_static(y):
                 windowed = {d for d, a in enumerate(xl) if a in k.window}
                 self._stop(x, k, lambda t: bool(t.dims & windowed) or (bool(windowed) and not k.shift_safe))

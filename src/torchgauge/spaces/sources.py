@@ -113,6 +113,7 @@ class Sources:
         self.outputs = set(program.outputs)
         self.places: dict[tuple[c.Constraint, c.Tensor], list[Source]] = {}
         self._positions: dict[c.Contract, Taps | None] = {}
+        self._values: dict[c.Contract, bool] = {}
         order = {k: i for i, k in enumerate(program.constraints)}
         for source in sorted(self._found(), key=lambda s: order[s.at]):
             self.add(source)
@@ -350,15 +351,28 @@ class Sources:
     def absorber(self, k: c.Contract) -> Relation | None:
         """The relation n·x = κ by which a reader with edges takes up a constant δ of what it reads: W − (Wδ/κ) ⊗ n.
 
-        What it adds would not be constant at the edges, so that no bias behind it could.
+        What it adds would not be constant at the edges, so that no bias behind it could. Values of attention without a
+        bias take it up too: what arrives in front of them and what they add behind the average are then two things.
         """
-        if not k.window or k.shift_safe:
+        if k.shift_safe if k.window else not self._valued(k):
             return None
         _, y, xl, yl = self.operands(k)
         if (k, y) not in self._alone or set(xl) & set(yl) & set(k.out_labels):
             return None
         r = self._along(k, y)
         return r if r is not None and (r.constant or r.offsets) and len(r.dims) == 1 else None
+
+    def _valued(self, k: c.Contract) -> bool:
+        """Whether what a weight gives is averaged as it is, and nothing else."""
+        if k not in self._values:
+            self._values[k] = False
+            t, reads = k.out, self.readers.get(k.out, [])
+            while len(reads) == 1 and isinstance(reads[0], VIEWS) and t not in self.outputs:
+                t = reads[0].out
+                reads = self.readers.get(t, [])
+            if len(reads) == 1 and isinstance(reads[0], c.Contract) and t not in self.outputs:
+                self._values[k] = self.averages(reads[0]) and self.operands(reads[0])[1] is t
+        return self._values[k]
 
     @cached_property
     def _alone(self) -> set[tuple[c.Constraint, c.Tensor]]:
