@@ -45,8 +45,8 @@ class RowScaleStage(Additive):
         for table, value in values.items():
             rows = params[table.tensor.name]
             away = torch.zeros(rows.shape[1:], dtype=rows.dtype)
-            for tensor, factor in table.offsets:
-                away = away + factor * params[tensor.name].reshape(rows.shape[1:])
+            for tensor, row, factor in table.offsets:
+                away = away + factor * params[tensor.name].reshape(-1, *rows.shape[1:])[row]
             scale = value.exp().reshape(-1, *[1] * (rows.ndim - 1))
             new[table.tensor.name] = scale * (rows + away) - away
         return new

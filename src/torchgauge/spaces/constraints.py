@@ -225,10 +225,11 @@ class Reduce(Constraint):
 class Gather(Constraint):
     """out[..., :] = table[index]: rows of `table` (dimension 0) picked by data or constants.
 
-    out.shape = index shape + table.shape[1:].
+    out.shape = index shape + table.shape[1:]. `row`: the one that is picked everywhere, if it is always the same.
     """
 
     table: Tensor
+    row: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import regrouped
 
 Dims = frozenset[int]
-Offset = tuple[c.Tensor, float]
+Offset = tuple[c.Tensor, int, float]
+"""A parameter, its row (0 if it is no table), and a factor."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RowScales:
                 self.readers.setdefault(t, []).append((k, name))
 
     def tables(self) -> Iterator[Table]:
-        """Tables that are looked up and nothing else. Those of one row are constants, and have frames for this."""
+        """Tables that are looked up and nothing else. A row that is always the same one is a constant."""
         for tensor in self.program.params.values():
             uses = self.readers.get(tensor, [])
             if tensor in self.program.outputs or not uses or not all(_picks(k, name) for k, name in uses):
@@ -74,23 +75,27 @@ class RowScales:
                 break
             other, own, his = (add.y, 1.0, add.alpha) if uses[0][1] == "x" else (add.x, add.alpha, 1.0)
             constant = self._constant(other, places)
-            if constant is None or own == 0.0 or prod(constant.shape) != prod(k.inputs[0].shape[1:]):
+            if constant is None or own == 0.0 or prod(t.shape[len(places) :]) != prod(other.shape[len(places) :]):
                 break
             factor *= own
-            offsets.append((constant, his / factor))
+            offsets.append((*constant, his / factor))
             t = add.out
         return tuple(offsets), eps
 
-    def _constant(self, t: c.Tensor, places: Dims) -> c.Tensor | None:
-        """The parameter with the entries of a tensor that is the same at all places; the rows have its shape."""
+    def _constant(self, t: c.Tensor, places: Dims) -> tuple[c.Tensor, int] | None:
+        """The parameter, and its row, that holds the entries of a tensor which is the same at all places."""
         made = self.makers.get(t)
-        if isinstance(made, c.Gather) and made.table.role == "param" and made.table.shape[0] == 1:
-            return made.table
+        if (
+            isinstance(made, c.Gather)
+            and made.table.role == "param"
+            and made.out.ndim - made.table.ndim + 1 == len(places)
+        ):
+            return (made.table, made.row or 0) if _single(made) else None
         if any(t.shape[d] > 1 for d in places):
             return None
         while isinstance(made, c.Reshape):
             t, made = made.x, self.makers.get(made.x)
-        return t if t.role == "param" else None
+        return (t, 0) if t.role == "param" else None
 
     def blind(self, t: c.Tensor, places: Dims) -> float:
         """The largest ε that forbids a factor of its own at every joint index of `places`; infinity if something else
@@ -135,7 +140,12 @@ def _moved(k: c.Constraint, name: str, t: c.Tensor, places: Dims) -> Dims | None
 
 
 def _picks(k: c.Constraint, name: str) -> bool:
-    return isinstance(k, c.Gather) and name == "table" and k.table.ndim > 1 and k.table.shape[0] > 1
+    return isinstance(k, c.Gather) and name == "table" and k.table.ndim > 1 and not _single(k)
+
+
+def _single(k: c.Gather) -> bool:
+    """Whether it is always the same row."""
+    return k.table.shape[0] == 1 or k.row is not None
 
 
 def _long(dims: Dims, t: c.Tensor) -> Dims:
