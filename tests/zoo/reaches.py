@@ -186,6 +186,19 @@ class Slow(nn.Module):
         return F.scaled_dot_product_attention(q, k, self.v(x))
 
 
+class Boxes(nn.Module):
+    """Tables of places and of heights, two rows of each added for the sides of a box (UDOP)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.across, self.down, self.read = nn.Embedding(7, d), nn.Embedding(5, d), nn.Linear(d, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right, top, bottom = (x % 7)[..., 0], (x % 7)[..., 1], (x % 5)[..., 2], (x % 5)[..., 3]
+        sides = self.across(left) + self.down(top) + 2.0 * (self.across(right) + self.down(bottom))
+        return torch.tanh(self.read(torch.tanh(sides)))
+
+
 class Beside(nn.Module):
     """A token and two kinds of tokens one after the other: their biases can only be changed all alike."""
 
@@ -352,6 +365,8 @@ CASES: tuple[Case, ...] = (
     Case("two_heads_averaged", lambda: TwoHeads(4), normal(96, 5), 15),
     Case("memory_of_chunks", lambda: Chunks(7, 2, 2), normal(24, 6, 7), 26, batches=4),
     Case("experts_between_norms", lambda: NormedExperts(5, 2, 3), normal(300, 9), 61, batches=4),
+    # the mean of both tables is a shift of all rows, taken from one and given to the other
+    Case("boxes", lambda: Boxes(5), tokens(35, 60, 9, 4), 5, batches=4),
     Case("tokens_side_by_side", lambda: Beside(6), normal(24, 5, 7), 113, batches=4),
     Case("mixed_tokens", lambda: Mixed(5, 6, 4), normal(24, 5, 7), 3, batches=4),
     Case("pool_less_itself", lambda: Pooled(5), normal(24, 6, 5), 21, batches=4),

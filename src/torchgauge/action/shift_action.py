@@ -191,7 +191,8 @@ class _Run:
         if s.partner is not None:
             other, ratio = s.partner
             name = param_of(self.makers, other).name
-            self.new[name] = add_to_view(self.makers, other, self.new[name], -ratio * delta)
+            taken = delta if delta.shape == other.shape else delta[:1].expand(other.shape)  # rows of another table
+            self.new[name] = add_to_view(self.makers, other, self.new[name], -ratio * taken)
 
     def entering(self, s: Source, e: Entry) -> Tensor | None:
         """What a source adds where it enters."""

@@ -161,6 +161,13 @@ class ShiftPass:
         places = {t for t, _ in self.solved.values()}
         # what was solved inside a sum would see one half of a trade
         self.dead |= {s for s in self.sources.trades if s.inside & places}
+        # what both may do alone is counted already
+        alone = {(s.tensor, s.ways) for s in self.sources if s not in self.dead and s.partner is None}
+        self.dead |= {
+            s
+            for s in self.sources.trades
+            if s.ways and s.partner and {(s.tensor, s.ways), (s.partner[0], s.ways)} <= alone
+        }
         self.free = [s for s in self.sources if s not in self.solved and s not in self.dead]
 
     # -- arrivals ----------------------------------------------------------------------------------------------

@@ -197,21 +197,24 @@ class Sources:
                     yield Source(t, entries, ways)
 
     def _traded(self) -> Iterator[Source]:
-        """Parameters that stand in the same sums, as they are or times one tensor, with one ratio of factors."""
+        """Parameters that stand in the same sums, as they are, times one tensor, or all rows of a table alike."""
         known: list[tuple[c.Tensor, dict[Place, float]]] = []
         for t, uses in self.parts.items():
-            biases = all(isinstance(k, c.Add) for k, _ in uses)
-            if (biases and len(uses) == 1) or not all(self._reshaped(end, t) for _, end in uses):
+            kinds = {type(k) for k, _ in uses}
+            rows = c.Gather in kinds
+            alone = len(uses) == 1 and kinds <= {c.Add, c.Gather}
+            if alone or not all(end is t if rows else self._reshaped(end, t) for _, end in uses):
                 continue
             sums = self._sums(uses)
             for other, theirs in known if sums else ():
                 ratios = {sums[place] / theirs[place] for place in sums} if sums.keys() == theirs.keys() else set()
-                if t.shape == other.shape and len(ratios) == 1:
+                if t.shape[rows:] == other.shape[rows:] and len(ratios) == 1:
                     entries = tuple(Entry(k, end, "blind") for k, end in uses)
                     ratio = ratios.pop()
                     ours, others = self._inner(uses), self._inner(self.parts[other])
                     halves = {p for p in (ours | others) if ours.get(p) != ratio * others.get(p, 0.0)}
-                    yield Source(t, entries, partner=(other, ratio), inside=frozenset(t for t, _ in halves))
+                    ways = (Pattern(frozenset([0])),) if rows else ()
+                    yield Source(t, entries, ways, partner=(other, ratio), inside=frozenset(t for t, _ in halves))
                     break
             known.append((t, sums))
 
@@ -246,6 +249,8 @@ class Sources:
         """With what factor a parameter is added by `k`, and how; None if it is used otherwise."""
         if isinstance(k, c.Add):
             return k.alpha if self.bare(k.y) is end else 1.0, end.shape
+        if isinstance(k, c.Gather):
+            return 1.0, ("rows", k.out.shape)
         if isinstance(k, c.Contract) and not k.window:
             x, y, *labels = self.operands(k)
             return (1.0, (x, *labels, k.out_labels)) if y is end and x is not end else None
