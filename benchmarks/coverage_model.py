@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # generic points of a network with kinks, steps to bring its units to work at each, how often inputs are added, and how
 # many in a row that see no hidden direction are enough: counts, so that rows do not depend on the machine
 POINTS, STEPS, ROUNDS, PATIENCE = 3, 160, 2, 16
-# a network of one layer may hide so many directions by accident, which one of two layers does not
+# a network of one layer may hide so many directions by accident, which one of two layers does not, whatever its size
 EXOTIC = 3
 # experts in a first layer read as many vectors as there are tokens, and so few may not tell their weights
 TOKENS = 160
@@ -32,7 +32,7 @@ def examine(model_type: str, name: str, emit: Emit, points: int) -> None:
     """Builds, infers and, at so many generic points, certifies one model, and emits what is known after each stage."""
     import torch
     import transformers
-    from tiny_models import SMALL, NotBuilt, one_line, tiny
+    from tiny_models import ROOMY, SMALL, NotBuilt, one_line, tiny
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     torch.manual_seed(0)
@@ -50,18 +50,20 @@ def examine(model_type: str, name: str, emit: Emit, points: int) -> None:
         return
     emit({"built": True})
     found = judge(built, emit, points)
-    again: dict[str, Any] | None = None
-    if found.get("hidden") and "input_ids" in built.inputs[0] and any("expert" in n for n in found["hidden_in"]):
+    hidden, again = found.get("hidden") or 0, None
+    if hidden and "input_ids" in built.inputs[0] and any("expert" in n for n in found["hidden_in"]):
         again = {"tokens": TOKENS}
-    elif 0 < (found.get("hidden") or 0) <= EXOTIC and "2 layers" not in built.size:
+    elif hidden and "2 layers" not in built.size:
         again = {"deep": True}
     if again is not None:
         with contextlib.suppress(NotBuilt):
             other = tiny(model_class, config_class, **again)
             row: dict[str, Any] = {}
-            if other.parameters <= SMALL:
+            always = hidden <= EXOTIC or "tokens" in again
+            if other.parameters <= (SMALL if always else ROOMY):
                 judge(other, row.update, points)
-            if "sound" in row:
+            less = row.get("hidden") is not None and row["hidden"] < hidden
+            if "sound" in row and (always or less or not row["sound"]):
                 emit(row)
 
 

@@ -39,8 +39,8 @@ configuration can be shrunk and run without a network. {_tried(len(rows), total)
   names the parameters that the hidden directions move most, with the share of each module; `*` is any layer.
   *Undecided*: a network with kinks that was looked at too briefly, or singular values that do not part.
 - *sound* alone: the model could not be made smaller than 6000 parameters, or certifying it ran out of time.
-- A network of one layer that hides no more than three directions is judged again with two layers: one layer may hide
-  some by accident, as a BERT of one layer does.
+- A network of one layer that hides directions is judged again with two layers, and that row is taken if it hides fewer:
+  one layer may hide some by accident, as a BERT does, or a head that reads a class token which has read nothing yet.
 - A network whose experts hide something is judged again with a vocabulary of 160: experts in a first layer read as many
   vectors as there are tokens.
 - *unknown*: operators without a rule. They block what they touch, and never make a claim.

@@ -327,6 +327,8 @@ def choose(ctx: Lowering, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if mask.role != "const":
         return ctx.generic(mask, x, y)
     whole, mask = mask, ctx.shrink(mask)
+    if mask.fill is not None and (always := x if mask.fill else y).shape == ctx.shape:
+        return always
     for kept, other in ((x, y), (y, x)):
         if other.fill is not None and other.role == "const" and kept.role != "const":
             if other.fill == float("-inf") or (other.fill <= LOW and ctx.recogniser.feeds_softmax(ctx.node)):
