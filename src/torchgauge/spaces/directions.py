@@ -282,7 +282,10 @@ class RelationPass:
 
     @forth.register
     def _(self, k: c.Mul) -> Relation | None:
-        x, gain = self.relations.get(k.x), gain_of(self.makers, k.y)
+        return self._multiplied(k, self.relations.get(k.x))
+
+    def _multiplied(self, k: c.Mul, x: Relation | None) -> Relation | None:
+        gain = gain_of(self.makers, k.y)
         if x is not None and k.y.fill and prod(k.y.shape) == 1 and not x.offsets:
             return replace(x, constant=x.constant * k.y.fill**k.power)
         if x is None or gain is None or k.x.shape != k.out.shape or len(x.dims) != 1:
@@ -294,8 +297,22 @@ class RelationPass:
 
     @forth.register
     def _(self, k: c.Reduce) -> Relation | None:
-        x = self.relations.get(k.x)
-        return x if x and k.mode == "mean" and not x.dims & set(k.dims) else None
+        return self._averaged(k.x, frozenset(k.dims)) if k.mode == "mean" else None
+
+    def _averaged(self, t: c.Tensor, dims: frozenset[int]) -> Relation | None:
+        """The relation of a mean over some dimensions, which may be a part of those of a norm.
+
+        Gains and biases that are constant along them act on the mean as they do on the tensor.
+        """
+        x, made = self.relations.get(t), self.makers.get(t)
+        if x is not None and not x.dims & dims:
+            return x
+        if x is not None and dims < x.dims and not (x.gains or x.offsets or x.constant):
+            return replace(x, dims=x.dims - dims)
+        if not isinstance(made, (c.Mul, c.Add)) or made.y.ndim != t.ndim or any(made.y.shape[d] > 1 for d in dims):
+            return None
+        inner = self._averaged(made.x, dims)
+        return self._multiplied(made, inner) if isinstance(made, c.Mul) else self._added(made, inner)
 
     @forth.register
     def _(self, k: c.Spatial) -> Relation | None:
@@ -305,7 +322,10 @@ class RelationPass:
 
     @forth.register
     def _(self, k: c.Add) -> Relation | None:
-        x, bias = self.relations.get(k.x), gain_of(self.makers, k.y)
+        return self._added(k, self.relations.get(k.x))
+
+    def _added(self, k: c.Add, x: Relation | None) -> Relation | None:
+        bias = gain_of(self.makers, k.y)
         if x is None or bias is None or bias.role != "param" or k.alpha != 1.0 or k.x.shape != k.out.shape:
             return None
         if len(x.dims) != 1:
