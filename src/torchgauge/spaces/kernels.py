@@ -121,7 +121,8 @@ class Kernels:
     def _read(self, k: c.Constraint, t: c.Tensor, dims: Dims, even: bool) -> Seen:
         """What is seen through one constraint."""
         match k:
-            case c.Normalize(kind="layer", others=()) if set(k.dims) == set(dims):
+            case c.Normalize(kind="layer", others=()) if set(k.dims) == set(dims) or (even and set(dims) < set(k.dims)):
+                # what is constant along the rest of its dimensions has the same mean over all of them
                 return frozenset([Block((), "centred", _size(t, dims) - 1)])
             case c.Softmax() if dims == (k.dim,):
                 return frozenset([Block((), "centred", _size(t, dims) - 1)])
