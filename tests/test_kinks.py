@@ -47,6 +47,16 @@ def test_kinks_are_seen(function: Any, at: tuple[float, ...]) -> None:
     assert torch.equal(kinks.calls[0].x, x)
 
 
+def test_what_is_chosen_is_above_a_kink() -> None:
+    x = torch.tensor([[1.0, 4.0, 2.0, -torch.inf], [3.0, 0.0, 5.0, 1.0]])
+    with Kinks(choices=True) as kinks:
+        x.topk(2, dim=-1)
+        torch.topk(x, 4)  # all of them
+    (call,) = kinks.calls
+    assert call.at == (0.0,)
+    assert torch.equal(call.x, torch.tensor([[-0.5, 2.5, 0.5, 0.0], [1.0, -2.0, 3.0, -1.0]]))
+
+
 def test_what_keeps_a_division_from_failing_is_no_kink_to_move_to() -> None:
     kinks = Kinks()
     with kinks:
@@ -110,7 +120,7 @@ def test_vision_networks_are_complete_at_their_first_point(name: str) -> None:
 
 def test_sleeping_units_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden directions of random points, of which each has others, are not said to be the architecture's."""
-    monkeypatch.setattr(verdict, "balanced", lambda subject, generator: subject.generic)
+    monkeypatch.setattr(verdict, "balanced", lambda subject, generator, choices: subject.generic)
     monkeypatch.setattr(verdict, "POINTS", 2)
     found = tg.certify(layers(8, 12, 12, 12, 12, 12, 4), (torch.randn(16, 8),))
     assert found.sound

@@ -53,10 +53,14 @@ class Kinks(TorchFunctionMode):
     Attributes:
         met: whether there was one.
         calls: those with kinks at known values, in order.
+
+    Args:
+        choices: whether a choice of the k largest counts as a call, with a kink where an entry is just taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, choices: bool = False) -> None:
         super().__init__()
+        self.choices = choices
         self.met = False
         self.calls: list[Kinked] = []
 
@@ -69,7 +73,11 @@ class Kinks(TorchFunctionMode):
         if name.startswith(_ORDER) and not _far(args):
             self.met = True
         x = args[0] if args else kwargs.get("input", kwargs.get("self"))
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not (at := _kinks(name, args, kwargs)):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return
+        if self.choices and name == "topk" and (above := _above(x, args, kwargs)) is not None:
+            self.calls.append(Kinked(above, (0.0,)))
+        if not (at := _kinks(name, args, kwargs)):
             return
         if all(abs(k) >= FAR for k in at):
             return
@@ -77,6 +85,15 @@ class Kinks(TorchFunctionMode):
         at = tuple(sorted(k for k in at if k == 0.0 or _SMALL <= abs(k) <= _LARGE))
         if at:
             self.calls.append(Kinked(x.clone(), at))  # the function may write over it
+
+
+def _above(x: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """By how much each entry is above the border of the k largest, zero if it is infinite; None where all are taken."""
+    k, dim = _argument(args, kwargs, 1, "k", None), _argument(args, kwargs, 2, "dim", -1.0)
+    if k is None or dim is None or kwargs.get("largest") is False or not 0 < k < x.shape[int(dim)]:
+        return None
+    best = x.detach().topk(int(k) + 1, int(dim)).values
+    return (x - best.narrow(int(dim), int(k) - 1, 2).mean(int(dim), keepdim=True)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _far(args: Any) -> bool:

@@ -24,7 +24,13 @@ HARMLESS = 0.3
 
 
 def balanced(
-    subject: Subject, generator: torch.Generator, *, steps: int = 160, rate: float = 0.1, seconds: float = 8.0
+    subject: Subject,
+    generator: torch.Generator,
+    *,
+    steps: int = 160,
+    rate: float = 0.1,
+    seconds: float = 8.0,
+    choices: bool = False,
 ) -> State:
     """A generic state at which the units of a network with kinks are balanced on the data.
 
@@ -34,6 +40,7 @@ def balanced(
         steps: steps of descent, at most.
         rate: its learning rate, relative to the size of each parameter.
         seconds: time for the descent.
+        choices: whether entries of which the k largest are chosen, such as experts, are balanced too.
     """
     state, start = dict(subject.generic), time.monotonic()
     base = {name: state[name].detach() for name in subject.names}
@@ -47,7 +54,7 @@ def balanced(
         for group in descent.param_groups:
             group["lr"] = rate * (1.0 - 0.9 * step / steps)
         here = {name: base[name] + sizes[name] * moves[name] for name in base}
-        loss = _imbalance([_calls(subject, evaluate, state, here) for evaluate in evaluates], generator)
+        loss = _imbalance([_calls(subject, evaluate, state, here, choices) for evaluate in evaluates], generator)
         if loss is None or not loss.requires_grad or not bool(loss.isfinite()):
             break
         descent.zero_grad()
@@ -63,8 +70,8 @@ def balanced(
     return found if finite else state
 
 
-def _calls(subject: Subject, evaluate: Evaluate, state: State, leaves: State) -> list[Kinked]:
-    kinks = Kinks()
+def _calls(subject: Subject, evaluate: Evaluate, state: State, leaves: State, choices: bool) -> list[Kinked]:
+    kinks = Kinks(choices=choices)
     with torch.enable_grad(), kinks:
         evaluate(subject.with_leaves(state, leaves))
     return kinks.calls

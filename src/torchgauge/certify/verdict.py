@@ -158,7 +158,8 @@ def _smallest_kernel(
         if subject.draws.kinks:
             subject.tell(f"balancing the units, point {len(points) + 1}")
             subject.renew()
-            subject.renew(balanced(subject, generator))
+            # experts that are never chosen hide; where choices are balanced, other units may come to their limits
+            subject.renew(balanced(subject, generator, choices=len(points) % 2 == 1))
         exact = [t for _, t in group.tangents(subject.generic)]
         soft = [t for _, t in group.limit().tangents(subject.generic)] if _approximate(group) else []
         with visible_epsilon(subject.model):
