@@ -204,8 +204,9 @@ class _Run:
 
     def absorbs(self, e: Entry) -> bool:
         """Whether a reader of a relation also takes up what arrives: its value is then what it adds, κ u."""
-        reads = e.kind == "relation" and isinstance(e.at, c.Contract)
-        return bool(e.taps) or (reads and self.sources.absorber(e.at) is not None)
+        if e.taps or e.kind != "relation" or not isinstance(e.at, c.Contract):
+            return bool(e.taps)
+        return self.sources.absorber(e.at) is not None
 
     def _placed(self, s: Source, e: Entry, value: Tensor) -> Tensor:
         """A value with the dimensions of the tensor where it enters, size one where it is constant there."""
