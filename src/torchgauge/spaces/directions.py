@@ -172,9 +172,10 @@ class PatternPass:
         mine, other = (k.x_labels, k.y_labels) if tensor is k.x else (k.y_labels, k.x_labels)
         if self._picked(tensor):
             met = self.relations.get(k.y if tensor is k.x else k.x)
-            along = None if met is None or k.window else frozenset(other[d] for d in met.dims)
-            if along and not (met.constant or met.offsets) and along == set(mine) & set(other) - set(k.out_labels):
-                return Pattern(frozenset(mine.index(a) for a in along), met.gains)
+            if met is not None and not (k.window or met.constant or met.offsets):
+                along = {other[d] for d in met.dims}
+                if along and along == set(mine) & set(other) - set(k.out_labels):
+                    return Pattern(frozenset(mine.index(a) for a in along), met.gains)
         if out is None:
             return None
         labels = {k.out_labels[d] for d in out.dims}
