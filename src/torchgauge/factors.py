@@ -8,6 +8,7 @@ from math import prod
 
 from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage, depends, var_axes
+from torchgauge.action.free_action import Free, FreeStage
 from torchgauge.action.gain_action import GainStage
 from torchgauge.action.invisible_action import InvisibleStage, Writer
 from torchgauge.action.range_action import RangeStage
@@ -105,6 +106,8 @@ def additive_factors(stage: Additive) -> list[Factor]:
         return [_row_factor(stage, table) for table in stage.free]
     if isinstance(stage, GainStage):
         return [_gain_factor(stage)]
+    if isinstance(stage, FreeStage):
+        return [_free_factor(stage, f) for f in stage.free]
     assert isinstance(stage, RangeStage)
     return [_range_factor(stage, r) for r in stage.free]
 
@@ -125,6 +128,11 @@ def _invisible_factor(stage: InvisibleStage, writer: Writer) -> Factor:
     name = _learnable(stage.program, param_of(stage.shifts.makers, writer.tensor).name)
     size = writer.dimension
     return Factor(place((name,)), "invisible", size, 1, size, {}, (name,), (writer.tensor.source,))
+
+
+def _free_factor(stage: FreeStage, free: Free) -> Factor:
+    size, source = stage.dimension(free), stage.program.params[free.name].source
+    return Factor(place((free.name,)), "invisible", size, 1, size, {}, (free.name,), (source,))
 
 
 def _range_factor(stage: RangeStage, reader: Reader) -> Factor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchgauge import explain
 from torchgauge import factors as describe
 from torchgauge.action.additive import Additive
-from torchgauge.action.coordinates import decode, encode
+from torchgauge.action.coordinates import cast_like, decode, encode
 from torchgauge.action.frame_action import FrameElement, FrameStage, depends, sizes, var_sizes
 from torchgauge.explain import Space, Why
 from torchgauge.groups import matrices
@@ -212,19 +212,20 @@ class GaugeGroup:
             A new dict with the same names, dtypes, devices and ties. The arithmetic is float64 with one cast.
         """
         steps = [(stage, partial(self._step, stage, value)) for stage, value in element.letters]
-        return decode(self.program, self.ties, params, self._travelled(steps, params))
+        return self._travelled(steps, params, cast=True)
 
-    def _travelled(self, steps: Iterable[tuple[int, Move]], params: Params) -> dict[str, Tensor]:
-        """Coordinates after some steps, each taken in the coordinates of its own stage's program."""
-        params = {name: value.detach() for name, value in params.items()}
+    def _travelled(self, steps: Iterable[tuple[int, Move]], params: Params, *, cast: bool = False) -> dict[str, Tensor]:
+        """The state after some steps, each taken in the coordinates of its own stage's program."""
+        given = params = {name: value.detach() for name, value in params.items()}
         at, coordinates = self.program, encode(self.program, self.ties, params)
-        for stage, move in (*steps, (FRAMES, None)):
+        for stage, move in steps:
             wanted = self.program if stage == FRAMES else self.additive[stage - 1].program
             if wanted is not at:
-                params = decode(at, self.ties, params, coordinates, cast=False)
+                params = decode(at, self.ties, params, coordinates)
                 at, coordinates = wanted, encode(wanted, self.ties, params)
-            coordinates = coordinates if move is None else move(coordinates)
-        return coordinates
+            coordinates = move(coordinates)
+        moved = decode(at, self.ties, params, coordinates)
+        return cast_like(given, moved, self.ties) if cast else moved
 
     def _step(self, stage: int, value: Any, coordinates: dict[str, Tensor]) -> dict[str, Tensor]:
         return (
@@ -282,7 +283,7 @@ class GaugeGroup:
         """
         chosen = [(*self.generators[i][1:3], value) for i, value in algebra.items()]
         steps = [(stage, partial(self._flow, stage, key, value)) for stage, key, value in chosen]
-        out = decode(self.program, self.ties, params, self._travelled(steps, params), cast=False)
+        out = self._travelled(steps, params)
         return {n: out[n] for n in params if n not in self.ties and params[n].is_floating_point()}
 
     def _derivative(self, stage: int, key: Any, direction: Tensor, params: Params) -> dict[str, Tensor]:
@@ -294,8 +295,7 @@ class GaugeGroup:
         names = [n for n in params if n not in self.ties and params[n].is_floating_point()]
 
         def path(algebra: Tensor) -> dict[str, Tensor]:
-            moved = self._travelled([(stage, partial(self._flow, stage, key, algebra))], params)
-            out = decode(self.program, self.ties, params, moved, cast=False)
+            out = self._travelled([(stage, partial(self._flow, stage, key, algebra))], params)
             return {n: out[n] for n in names}
 
         return path
@@ -342,7 +342,14 @@ class GaugeGroup:
     @cached_property
     def learnable(self) -> set[str]:
         """Canonical names of the parameters."""
-        return {co.name for co in self.program.coordinates.values()}
+        programs = (self.program, *(stage.program for stage in self.additive))
+        return {at.name for program in programs for at in program.coordinates.values()}
+
+    @cached_property
+    def computes(self) -> bool:
+        """Whether its coordinates hold numbers that the model computes from parameters."""
+        programs = (self.program, *(stage.program for stage in self.additive))
+        return any(at.rests for program in programs for at in program.coordinates.values())
 
     def orbit_dimension(self, params: Params) -> int:
         """Rank of the generators at these parameters (float64, exact singular values)."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torchgauge.action.additive import Additive
 from torchgauge.action.frame_action import FrameStage
+from torchgauge.action.free_action import Free, FreeStage
 from torchgauge.action.gain_action import GainStage
 from torchgauge.action.invisible_action import InvisibleStage
 from torchgauge.action.range_action import RangeStage
@@ -20,6 +21,7 @@ from torchgauge.spaces.cuts import aims_differ
 from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
+from torchgauge.spaces.folding import folded, unread
 from torchgauge.spaces.frames import FramePass
 from torchgauge.spaces.gains import places
 from torchgauge.spaces.ranges import Ranges
@@ -57,8 +59,10 @@ def infer(
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
     """Run all passes over a lowered program."""
-    program = unmasked(program)
-    lowered, program = program, distribute(program)
+    whole, (lowered, coordinates) = program, folded(program)
+    lowered = unmasked(lowered)
+    program = distribute(lowered)
+    idle = [Free(name, at) for name, at in unread(whole, lowered, program)]
     product = exponentiated(program)
     frame_pass = FramePass(product).run()
     solution = frame_pass.frames.system.solve(soft=True)
@@ -73,6 +77,8 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
     held = tuple(table for table in tables if table.eps > 0)
     # each a stage of its own: two curves need not commute
     additive += [GainStage(program, place) for place in places(product)]
+    if idle:
+        additive.append(FreeStage(coordinates, idle))
     return GaugeGroup(
         program,
         frames,

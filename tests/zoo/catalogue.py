@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.zoo import (
     attention,
     blocks,
+    constants,
     convolution,
     families,
     heads,
@@ -29,6 +30,7 @@ BLOCKS: tuple[Case, ...] = (
     *kernels.CASES,
     *reaches.CASES,
     *padded.CASES,
+    *constants.CASES,
 )
 MODELS: tuple[Case, ...] = (*models.CASES, *vision.CASES)
 CASES: dict[str, Case] = {c.name: c for c in (*BLOCKS, *MODELS)}

@@ -2,7 +2,7 @@
 
 Most coordinates are the parameters themselves; a (1 + weight) gain is moved as 1 + weight, and the bias of a batch
 norm in evaluation mode as what it adds to the scaled input: bias − weight·mean/σ. If the norm has no bias, the one of
-the linear map in front is moved as bias − mean.
+the linear map in front is moved as bias − mean. A bias that has taken up a constant is moved as the sum of both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from torchgauge.action.computed import Values, rest
 from torchgauge.errors import InputError
 from torchgauge.spaces.constraints import Coordinate, Program, View
 
@@ -36,10 +37,12 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
         return canonical[name].double()
 
     out: dict[str, Tensor] = {}
+    values = Values({}, get)
     for key, coordinate in program.coordinates.items():
         value = get(coordinate.name)
         _check(coordinate, value, program.params[key].shape)
-        out[key] = _part(_encoded(coordinate, value, get), coordinate.views)
+        value = value + rest(coordinate, values, value) if coordinate.rests else _encoded(coordinate, value, get)
+        out[key] = _part(value, coordinate.views)
     for key, coordinate in program.buffer_coordinates.items():
         out[f"buffer:{key}"] = _part(_encoded(coordinate, get(coordinate.name), get), coordinate.views)
         for other in statistics(program, key):
@@ -78,9 +81,9 @@ def _encoded(coordinate: Coordinate, value: Tensor, get) -> Tensor:
 
 
 def decode(
-    program: Program, ties: Mapping[str, str], params: Params, coordinates: Mapping[str, Tensor], *, cast: bool = True
+    program: Program, ties: Mapping[str, str], params: Params, coordinates: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A state dict like `params` with moved coordinates; unmoved tensors are the same objects' clones."""
+    """A state dict like `params` with moved coordinates, floating tensors in float64."""
     canonical = _canonical(ties, params)
 
     def get(name: str) -> Tensor:
@@ -98,20 +101,37 @@ def decode(
         parts.setdefault(coordinate.name, []).append((coordinate.views, coordinates[key]))
     kinds = {coordinate.name: coordinate for coordinate in program.coordinates.values()}
     # biases at a batch norm are read off last, from the moved scale and statistics
+    wholes: dict[str, Tensor] = {}
     for name in sorted(parts, key=lambda n: kinds[n].kind in BIASES):
         coordinate = kinds[name]
         old = _encoded(coordinate, get(name), get)
-        whole = _joined(old, parts[name]) if coordinate.views else parts[name][0][1]
-        new[name] = _decoded(coordinate, whole, new)
+        wholes[name] = _joined(old, parts[name]) if coordinate.views else parts[name][0][1]
+        if not coordinate.rests:
+            new[name] = _decoded(coordinate, wholes[name], new)
+    values = Values(wholes, lambda name: new[name] if name in new else get(name))
+    for name in (n for n in parts if kinds[n].rests):
+        new[name] = wholes[name] - rest(kinds[name], values, wholes[name])
     out: dict[str, Tensor] = {}
     for name, old in params.items():
         source = ties.get(name, name)
         if source != name and source in out:
             out[name] = out[source]
         elif source in new:
-            out[name] = new[source].to(old.dtype).to(old.device) if cast else new[source]
+            out[name] = new[source]
         else:
-            out[name] = old.clone() if cast else old.double() if old.is_floating_point() else old
+            out[name] = old.double() if old.is_floating_point() else old
+    return out
+
+
+def cast_like(params: Params, moved: Params, ties: Mapping[str, str]) -> dict[str, Tensor]:
+    """A moved state with the dtypes and devices of the one that it comes from; what is tied stays one tensor."""
+    out: dict[str, Tensor] = {}
+    for name, old in params.items():
+        source = ties.get(name, name)
+        tied = source != name and source in out
+        out[name] = out[source] if tied else moved[name].to(old.dtype).to(old.device)
+        if out[name] is old:
+            out[name] = old.clone()
     return out
 
 

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from torchgauge.action.shift_action import Coordinates, static_value
+from torchgauge.action.shift_action import Coordinates, computed_value, static_value
 from torchgauge.groups.matrices import complement
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.kernels import Block, Seen
@@ -94,9 +94,10 @@ def vectors(makers: Mapping[c.Tensor, c.Constraint], g: Generators, coordinates:
         found = offset_of(makers, g.start, coordinates)
         assert found is not None
     elif isinstance(g.start, c.Tensor):
-        value = static_value(makers, g.start, coordinates)
+        value = computed_value(makers, g.start, coordinates)
         rest = [d for d in range(value.ndim) if d not in g.dims]
         found = value.permute(*rest, *g.dims).reshape(-1, *g.sizes)
+        found = {"": found, "first": found[:1], "others": found[1:] - found[:1]}[g.part]
     elif g.start == "ones":
         found = torch.ones(1, *g.sizes, dtype=torch.float64)
     else:
@@ -115,4 +116,4 @@ def ordered(span: frozenset[Generators]) -> list[Generators]:
 
 def _key(g: Generators) -> str:
     start = sorted(map(_key, g.start)) if isinstance(g.start, frozenset) else g.start
-    return repr((start, g.sizes, g.dims, g.rows, g.fixed, g.steps))
+    return repr((start, g.sizes, g.dims, g.rows, g.fixed, g.steps, g.part))

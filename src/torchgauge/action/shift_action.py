@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchgauge.action.additive import Additive
+from torchgauge.action.computed import combined
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Gains, Pattern, Relation
 from torchgauge.spaces.shifts import ShiftPass
@@ -84,6 +85,16 @@ def static_value(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, coordinat
         return torch.full(t.shape, leaf.fill, dtype=torch.float64)
     key = leaf.name if leaf.role == "param" else f"buffer:{leaf.name}"
     return viewed(makers, t, coordinates[key].reshape(leaf.shape))
+
+
+def computed_value(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, coordinates: Coordinates) -> Tensor:
+    """The numbers of what linear maps make of parameters alone."""
+    k = makers.get(t)
+    if isinstance(k, (c.Add, c.Mul, c.Contract)):
+        return combined(k, *(computed_value(makers, x, coordinates) for x in (k.x, k.y)))
+    if isinstance(k, (c.Reshape, c.Permute, c.Slice, c.Expand)):
+        return apply_view(k, computed_value(makers, k.x, coordinates))
+    return static_value(makers, t, coordinates)
 
 
 @dataclass

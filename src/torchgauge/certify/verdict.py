@@ -160,9 +160,12 @@ def _smallest_kernel(
             subject.renew()
             # experts that are never chosen hide; where choices are balanced, other units may come to their limits
             subject.renew(balanced(subject, generator, choices=len(points) % 2 == 1))
-        exact = [t for _, t in group.tangents(subject.generic)]
-        soft = [t for _, t in group.limit().tangents(subject.generic)] if _approximate(group) else []
-        with visible_epsilon(subject.model):
+        with visible_epsilon(subject.model) as raised:
+            if raised and group.computes and not points:
+                # what biases take up depends on ε
+                group = infer(subject.model, subject.args, subject.kwargs)
+            exact = [t for _, t in group.tangents(subject.generic)]
+            soft = [t for _, t in group.limit().tangents(subject.generic)] if _approximate(group) else []
             points.append(measure(subject, exact, soft, unused=unused, samples=samples))
         if soft and points[-1].hidden > 0:
             points[-1] = _without_epsilon(subject, points[-1], soft, unused, samples)

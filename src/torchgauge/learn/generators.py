@@ -40,10 +40,11 @@ class Generators:
         """Of every tensor that the group's coordinates speak of, by canonical name; sizes are right, not all axes."""
         program = self.group.program
         found: dict[str, tuple[int, ...]] = {}
-        for key, at in program.coordinates.items():
-            shape = tuple(at.views[0][0]) if at.views else program.params[key].shape
-            found[at.name] = tuple(shape)
-            found |= {name: (prod(shape),) for name in at.refs if name and name not in found}
+        for own in (program, *(stage.program for stage in self.group.additive)):
+            for key, at in own.coordinates.items():
+                shape = tuple(at.views[0][0]) if at.views else own.params[key].shape
+                found[at.name] = tuple(shape)
+                found |= {name: (prod(shape),) for name in at.refs if name and name not in found}
         for key, at in program.buffer_coordinates.items():
             found[at.name] = tuple(at.views[0][0]) if at.views else program.buffers[key].shape
         return found

@@ -7,6 +7,7 @@ replaced by generic numbers) only ever serve to verify a pattern numerically.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -20,7 +21,7 @@ from torchgauge.rules.registry import is_inplace
 LIMIT = 1 << 24
 """Entries above which a constant is not evaluated."""
 
-_RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson", "exponential", "uniform", "dropout")
+RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson", "exponential", "uniform", "dropout")
 _LIKE = {"zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "zeros": 0.0, "ones": 1.0}
 _FULL = ("full", "full_like", "new_full")
 SHAPE_ONLY = frozenset(_LIKE) | frozenset(_FULL) | {"empty_like", "new_empty", "empty", "new_empty_strided"}
@@ -158,7 +159,7 @@ class Constants:
             return value if known or not exact else None
         if node.op != "call_function" or node in self.spoiled or is_inplace(node.target):
             return None
-        if name_of(node).startswith(_RANDOM) or _size(node) > LIMIT:
+        if name_of(node).startswith(RANDOM) or _size(node) > LIMIT:
             return None
         if (number := _filled(node)) is not None:
             value = node.meta["val"]
@@ -180,6 +181,17 @@ class Constants:
 
 def run_node(node: Node, values: dict[Node, object]) -> Any:
     """One node on the CPU with floats in float64; None where that fails."""
+    try:
+        with torch.no_grad():
+            value = called(node, values)
+            # inside of a vmap that was traced a tensor is one of a batch that only the whole region knows
+            return None if _batched(value) else value
+    except Exception:  # whatever an operator raises, its value is merely unknown
+        return None
+
+
+def called(node: Node, values: Mapping[Node, object]) -> Any:
+    """One node at the values of what it reads, with floats in float64."""
 
     def argument(x: Any) -> Any:
         if isinstance(x, Node):
@@ -192,16 +204,8 @@ def run_node(node: Node, values: dict[Node, object]) -> Any:
             return torch.complex128
         return x
 
-    args = map_aggregate(node.args, argument)
-    kwargs = map_aggregate(node.kwargs, argument)
-    try:
-        with torch.no_grad():
-            target: Any = node.target
-            value = target(*args, **kwargs)
-            # inside of a vmap that was traced a tensor is one of a batch that only the whole region knows
-            return None if _batched(value) else _double(value)
-    except Exception:  # whatever an operator raises, its value is merely unknown
-        return None
+    target: Any = node.target
+    return _double(target(*map_aggregate(node.args, argument), **map_aggregate(node.kwargs, argument)))
 
 
 def _batched(x: Any) -> bool:

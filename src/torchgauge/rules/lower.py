@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torchgauge.rules import registry
 from torchgauge.rules.constants import BY_FIRST, SHAPE_ONLY, Constants, name_of
 from torchgauge.rules.decompose import decompose
 from torchgauge.rules.recognise import Recogniser
+from torchgauge.rules.steady import Steady
 from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.constraints import PICKED, Coordinate, Mask, Opaque, Profile, Program, Tensor
 
@@ -44,6 +45,7 @@ class Lowering:
     """Indices computed from data: no constraint reads them, and yet they must not move."""
     source: Callable[[Node], str] = field(default=lambda node: "")
     depth: int = 0
+    steady: Steady = field(default=None)  # type: ignore[assignment]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,8 +133,17 @@ class Lowering:
                 self.node = node
                 if self.depth == 0:
                     self.b.source = self.source(node)
+                mark = len(self.b.program.constraints)
+                steady = self.depth == 0 and self.steady.visit(node)
                 self.env[node] = self.visit(node)
+                if steady:
+                    self._made_steadily(node, mark)
         return None
+
+    def _made_steadily(self, node: Node, mark: int) -> None:
+        self.steady.made.update(k.out for k in self.b.program.constraints[mark:])
+        if isinstance(made := self.env[node], Tensor) and made.role == "data":
+            self.steady.nodes.setdefault(made, node)
 
     def visit(self, node: Node) -> Any:
         if node.op == "get_attr" or isinstance(node.target, GraphModule):
@@ -249,7 +260,8 @@ def lower(captured: Captured) -> Program:
     constants = Constants({})
     recogniser = Recogniser(constants)
     names = {n: name for n, (_, name) in roles.items()}
-    ctx = Lowering(b, constants, recogniser, names=names, source=captured.source)
+    steady = Steady(constants, {n: names[n.name] for n in graph.nodes if _is_param(n, roles)})
+    ctx = Lowering(b, constants, recogniser, names=names, source=captured.source, steady=steady)
     offsets = recogniser.offsets(graph, {n for n, (role, _) in roles.items() if role == "param"}, ctx.names)
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
@@ -257,6 +269,7 @@ def lower(captured: Captured) -> Program:
             ctx.env[node] = _leaf(ctx, captured, node, statistics, offsets)
     ctx.run(graph)
     program = b.program
+    program.numbers = steady
     for ref in captured.outputs:
         for x in _tensors(ctx.env[ref.node]):
             program.outputs.append(x)
@@ -264,7 +277,21 @@ def lower(captured: Captured) -> Program:
     for x in ctx.anchors:  # what hangs on it is no operand of any constraint, so it must stand still like an output
         program.outputs.append(x)
         program.output_names.append(PICKED)
-    return prune(program)
+    idle = _idle(b, {name: program.params[name] for node, name in steady.leaves.items() if node.users})
+    program = prune(program)
+    program.idle = {name: x for name, x in idle.items() if name not in program.params}
+    return program
+
+
+def _idle(b: Builder, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of which nothing but what is multiplied by zero is made."""
+    read = {t for k in b.program.constraints for t in k.inputs}
+    lost = {k.out for k in b.program.constraints if k.out not in read} - b.zeroed
+    lost.update(b.program.outputs)
+    for k in reversed(b.program.constraints):
+        if k.out in lost:
+            lost.update(k.inputs)
+    return {name: t for name, t in params.items() if t not in lost and (t in read or t in b.zeroed)}
 
 
 def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], offsets: dict[str, float]) -> Any:
@@ -315,6 +342,13 @@ def _distinct(value: torch.Tensor) -> torch.Tensor:
         return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
     count = torch.arange(max(1, int(torch.tensor(shape).prod())) if shape else 1).reshape(shape)
     return count % 2 == 0 if value.dtype == torch.bool else count.to(torch.int64)
+
+
+def _is_param(node: Node, roles: Mapping[str, tuple[str, str]]) -> bool:
+    """Whether a node stands for a parameter of real numbers."""
+    value = node.meta.get("val")
+    real = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return node.op == "placeholder" and real and roles[node.name][0] == "param"
 
 
 def _statistics(graph: Graph) -> set[Node]:

@@ -57,7 +57,10 @@ class _Writer:
         named = zip(self.old.outputs, self.old.output_names, strict=True)
         new.output_names = [name for t, name in named for _ in self._all(t)]
         new.opaque = list(self.old.opaque)
-        return _without_unread(new)
+        kept = _without_unread(new)
+        lost = [key for key, t in new.params.items() if key not in kept.params and t in self.builder.zeroed]
+        kept.spare = (*self.old.spare, *(new.coordinates[key] for key in lost))
+        return kept
 
     # -- blocks ------------------------------------------------------------------------------------------------
     def _is_cut(self, t: c.Tensor) -> bool:

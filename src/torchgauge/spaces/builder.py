@@ -44,6 +44,8 @@ class Builder:
         self.source = ""
         self.producers: dict[Tensor, Constraint] = {}
         """The constraint that defines each tensor (rules look back through views)."""
+        self.zeroed: set[Tensor] = set()
+        """What was multiplied by zero."""
         self._views: dict[tuple[object, ...], Tensor] = {}
         self._count = 0
 
@@ -178,6 +180,7 @@ class Builder:
         sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(zip(y_labels, y.shape, strict=True))
         shape = tuple(out_shape) if out_shape is not None else tuple(sizes[a] for a in out_labels)
         if 0.0 in (x.fill, y.fill):
+            self.zeroed |= {x, y}
             return self.const(shape, "zero", 0.0)
         out = self._new(shape, x, y, name="contract")
         labels = tuple(x_labels), tuple(y_labels), tuple(out_labels)
@@ -196,6 +199,7 @@ class Builder:
     def mul(self, x: Tensor, y: Tensor, power: int = 1) -> Tensor:
         x, y, shape = self._broadcast(x, y)
         if x.fill == 0.0 or (y.fill == 0.0 and power == 1):
+            self.zeroed |= {x, y}
             return self.const(shape, "zero", 0.0)
         if y.fill == 1.0 and x.shape == shape:
             return x
@@ -237,6 +241,8 @@ class Builder:
     ) -> Tensor:
         dims = tuple(sorted(d % x.ndim for d in dims))
         out = self._new(x.shape, x, *others, name=kind + "_norm")
+        if eps > 0 and not others and (x.fill == 0.0 or (kind == "layer" and x.fill is not None)):
+            out.fill = 0.0
         return self._emit(Normalize(out, x, dims, kind, float(eps), tuple(others)))
 
     def softmax(self, x: Tensor, dim: int, log: bool = False) -> Tensor:

@@ -7,10 +7,13 @@ read them. A constraint names tensors and dimensions only: which frames it lets 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import torch
+
     from torchgauge.spaces.charges import Charge
     from torchgauge.spaces.windows import Reach
 
@@ -314,15 +317,57 @@ class Coordinate:
                     running_mean and running_var
     kind "centred_bias": bias − running_mean, of the bias in front of a batch norm without one; `refs` as above
     kind "inverse_std":  1/sqrt(value + eps), of a running variance
+    kind "computed": value + what other parameters compute, of a bias that is added to that (see folding.py); `rests`
     """
 
     name: str
-    kind: Literal["plain", "offset", "batch_norm_bias", "centred_bias", "inverse_std"] = "plain"
+    kind: Literal["plain", "offset", "batch_norm_bias", "centred_bias", "inverse_std", "computed"] = "plain"
     offset: float = 0.0
     refs: tuple[str, ...] = ()
     eps: float = 0.0
     views: tuple[View, ...] = ()
     """Steps (shape, dim, start, stop) that lead from the value to a part of it: reshape, then slice."""
+    rests: tuple[Rest, ...] = field(default=(), compare=False, repr=False)
+
+
+class Numbers(Protocol):
+    """Knows the numbers of tensors that parameters and known constants alone make."""
+
+    def steady(self, t: Tensor) -> bool:
+        """Whether a tensor is the same at every input."""
+        ...
+
+    def knows(self, t: Tensor) -> bool:
+        """Whether `value` may be asked for a tensor."""
+        ...
+
+    def value(self, t: Tensor, raw: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """Its numbers, given those of the parameters by name."""
+        ...
+
+
+@dataclass(eq=False)
+class Recipes:
+    """How tensors that are the same at every input follow from the parameters."""
+
+    makers: dict[Tensor, Constraint]
+    origins: dict[Tensor, Tensor]
+    """A tensor → one whose numbers are known, and of which it is what is left where that is repeated."""
+    coordinates: dict[str, Coordinate]
+    numbers: Numbers | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """What is added to one view of a parameter, in front of it: `x`, of the shape of the view.
+
+    `sum`: where x itself is not known in numbers, a tensor that is x plus the view.
+    """
+
+    views: tuple[Constraint, ...]
+    x: Tensor
+    recipes: Recipes
+    sum: Tensor | None = None
 
 
 @dataclass
@@ -343,3 +388,8 @@ class Program:
     output_names: list[str] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)
     """(operator and reason, source line) of everything no rule understood."""
+    idle: dict[str, Tensor] = field(default_factory=dict)
+    """Parameters that the model reads and that no constraint does, since zeros are all that they meet."""
+    spare: tuple[Coordinate, ...] = ()
+    """Parts of parameters of which the same holds."""
+    numbers: Numbers | None = field(default=None, repr=False)

@@ -6,6 +6,7 @@ approximated: every rewriting is an identity between tensors.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from math import prod
 
@@ -80,6 +81,12 @@ class _Distributor:
 
     def _emit(self, k: c.Constraint) -> None:
         if isinstance(k, c.Reshape) and k.x.role == "data":
+            if (shape := _refined(k.x.shape, k.out.shape)) is not None:
+                # into the factors of both, of which the first may move, then together
+                between = c.Reshape(self._new(k.out, shape), k.x)
+                self.readers[k.x] = [between if r is k else r for r in self.readers[k.x]]
+                self.readers[between.out] = [k := replace(k, x=between.out)]
+                self._emit(between)
             mark = len(self.order)
             done = self._pushed(k)
             if done is not None and done is not k.x:
@@ -145,6 +152,12 @@ class _Distributor:
         if isinstance(k, c.Add) or (isinstance(k, c.Mul) and self._static(k.y)):
             x, y = self._unflatten(k.x, dim, sizes), self._unflatten(k.y, dim, sizes)
             return None if x is None or y is None else self._add(replace(k, out=self._new(t, shape), x=x, y=y))
+        if isinstance(k, c.Permute):
+            at, n = k.dims[dim], len(sizes)
+            x = self._unflatten(k.x, at, sizes)
+            moved = [range(at, at + n) if d == at else [d if d < at else d + n - 1] for d in k.dims]
+            dims = tuple(d for part in moved for d in part)
+            return None if x is None else self._add(c.Permute(self._new(t, shape), x, dims))
         if isinstance(k, c.Reshape):
             at = _same_dim(k.out.shape, k.x.shape, dim)
             x = None if at is None else self._unflatten(k.x, at, sizes)
@@ -190,6 +203,20 @@ def _splits(shape: tuple[int, ...], other: tuple[int, ...]) -> dict[int, tuple[i
         if len(big) == 1 and len(sizes) > 1:
             out[big[0]] = sizes
     return out
+
+
+def _refined(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape between, where a reshape divides one dimension and joins a part of it to another one."""
+    out: list[int] = []
+    mixed = False
+    for left, right in grouping(shape, other):
+        a, b = ([n for n in sizes if n > 1] for sizes in ([shape[i] for i in left], [other[i] for i in right]))
+        ends = sorted({prod(sizes[:i]) for sizes in (a, b) for i in range(len(sizes) + 1)})
+        if any(n % m for m, n in itertools.pairwise(ends)):
+            return None
+        mixed |= len(a) > 1 and len(b) > 1
+        out += [n // m for m, n in itertools.pairwise(ends)]
+    return tuple(out) if mixed else None
 
 
 def _same_dim(shape: tuple[int, ...], other: tuple[int, ...], dim: int) -> int | None:

@@ -194,12 +194,14 @@ class Kernels:
             return self._against(k, t, dims, other, theirs, mine)
         if other.role == "const" or self.sources.is_static(t):
             return None
+        other = self.sources.bare(other)
         sizes = dict(zip(theirs, other.shape, strict=True)) | dict(zip(mine, t.shape, strict=True))
         for a in k.window:
             if a in theirs:
                 sizes[a] = other.shape[theirs.index(a)]
         # what the weight has on its own, or shares with the rest of the tensor, along which each entry counts
-        free = tuple(a for a in theirs if a not in before)
+        repeated = {a for a, n in zip(theirs, other.shape, strict=True) if n == 1}
+        free = tuple(a for a in theirs if a not in before and a not in repeated)
         kept = tuple(a for a in before if a in k.out_labels or a not in theirs)
         extra = [a for a in free if (a in mine or a in k.window) and sizes[a] > 1]
         if any(a not in k.out_labels for a in kept):

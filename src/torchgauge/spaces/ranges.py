@@ -75,7 +75,7 @@ class Ranges:
     def span(self, t: c.Tensor, dims: Dims) -> Span:
         """All values of a tensor along some of its dimensions, at any index of the others."""
         if (t, dims) not in self._known:
-            found, size = self._span(t, dims), _size(t, dims)
+            found, size = self._shorter(t, dims, self._span(t, dims)), _size(t, dims)
             if found is not None and sum(g.rows for g in found if not g.fixed) >= size:
                 found = None
             self._known[t, dims] = found
@@ -163,10 +163,19 @@ class Ranges:
                 return NOTHING
             return None if t.fill is None else frozenset([Generators("ones", sizes, dims, 1)])
         if t.role == "param":
-            rows = prod(t.shape) // prod(sizes)
-            return frozenset([Generators(t, sizes, dims, rows, fixed=rows == 1)])
+            return _rows(t, dims, prod(t.shape) // prod(sizes))
         k = self.sources.makers.get(t)
         return None if k is None else self._made(k, dims)
+
+    def _shorter(self, t: c.Tensor, dims: Dims, found: Span) -> Span:
+        """What linear maps make of parameters has no more values than it has rows."""
+        lengths = self.sources.lengths(t) if t.role == "data" and not self.sources.is_static(t) else None
+        if lengths is None:
+            return found
+        rows = prod(n for d, n in enumerate(lengths) if d not in dims)
+        if found is not None and sum(g.rows for g in found if not g.fixed) < rows:
+            return found
+        return _rows(t, dims, rows)
 
     def _made(self, k: c.Constraint, dims: Dims) -> Span:
         """The values of what a constraint makes."""
@@ -287,8 +296,10 @@ class Ranges:
             return None
         if not set(after) & set(yl):
             return _loose(self.span(x, tuple(xl.index(a) for a in after)))
-        if k.window or y.role == "const":
+        if y.role == "const":
             return None
+        if k.window:
+            return self._windowed(k, x, y, xl, yl, after)
         summed = tuple(a for a in xl if a in yl and a not in k.out_labels)
         kept = tuple(a for a in after if a in xl)
         wide = {a for a, n in zip(yl, y.shape, strict=True) if n > 1}
@@ -304,6 +315,34 @@ class Ranges:
                 return None
             found = frozenset([Generators("all", sizes, places, prod(sizes))])
         return _then(found, Map(y, before, yl, after))
+
+    def _windowed(
+        self,
+        k: c.Contract,
+        x: c.Tensor,
+        y: c.Tensor,
+        xl: tuple[str, ...],
+        yl: tuple[str, ...],
+        after: tuple[str, ...],
+    ) -> Span:
+        """What a convolution makes: combinations of its columns, of which there are few if channels and taps are."""
+        before = tuple(a for a in yl if a not in after)
+        if any(a in k.out_labels for a in before) or not set(after) <= set(yl) or set(after) & set(xl):
+            return None
+        sizes = tuple(y.shape[yl.index(a)] for a in before)
+        shown = [a for a in before if a in xl]
+        found = self.span(x, tuple(xl.index(a) for a in shown)) if before == tuple(shown) else None
+        if found is None:
+            if prod(sizes) >= prod(k.out.shape[k.out_labels.index(a)] for a in after):
+                return None
+            found = frozenset([Generators("all", sizes, (), prod(sizes))])
+        return _then(found, Map(y, before, yl, after))
+
+
+def _rows(t: c.Tensor, dims: Dims, rows: int) -> Span:
+    """The affine space through the rows of a tensor of numbers."""
+    first = Generators(t, tuple(t.shape[d] for d in dims), dims, 1, fixed=True, part="first")
+    return frozenset([first, *([replace(first, rows=rows - 1, fixed=False, part="others")] if rows > 1 else [])])
 
 
 def _then(span: Span, *steps: Step) -> Span:

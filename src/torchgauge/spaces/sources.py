@@ -15,7 +15,7 @@ from math import prod
 from typing import Literal
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import Pattern, PatternPass, Relation, RelationPass
+from torchgauge.spaces.directions import Pattern, PatternPass, Relation, RelationPass, grouping
 from torchgauge.spaces.windows import Taps, taps
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
@@ -111,6 +111,9 @@ class Sources:
             for t in dict.fromkeys(k.inputs):
                 self.readers.setdefault(t, []).append(k)
         self.outputs = set(program.outputs)
+        self._lengths: dict[c.Tensor, tuple[int, ...] | None] = {}
+        for k in program.constraints:  # in order, so that no recursion goes deep
+            self.lengths(k.out)
         self.places: dict[tuple[c.Constraint, c.Tensor], list[Source]] = {}
         self._positions: dict[c.Contract, Taps | None] = {}
         self._values: dict[c.Contract, bool] = {}
@@ -151,6 +154,19 @@ class Sources:
         while isinstance(made := self.makers.get(t), c.Expand) and self.is_static(t):
             t = made.x
         return t
+
+    def lengths(self, t: c.Tensor) -> tuple[int, ...] | None:
+        """Of what linear maps make of parameters alone: its shape, with one where it is repeated. None for others."""
+        if t not in self._lengths:
+            self._lengths[t] = t.shape if t.role == "param" else None
+            if t.role == "const" and t.fill is not None:
+                self._lengths[t] = (1,) * t.ndim
+            k = self.makers.get(t)
+            found = [self.lengths(x) for x in k.inputs] if isinstance(k, (*VIEWS, c.Add, c.Mul, c.Contract)) else []
+            known = [n for n in found if n is not None]
+            if k is not None and found and len(known) == len(found):
+                self._lengths[t] = _lengths(k, known)
+        return self._lengths[t]
 
     @cached_property
     def parts(self) -> dict[c.Tensor, list[tuple[c.Constraint, c.Tensor]]]:
@@ -393,6 +409,30 @@ class Sources:
         if summed & k.window or not summed or {xl[d] for d in r.dims if x.shape[d] > 1} != summed:
             return None
         return r
+
+
+def _lengths(k: c.Constraint, found: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of a result, with one where it is repeated."""
+    match k:
+        case c.Permute():
+            return tuple(found[0][d] for d in k.dims)
+        case c.Slice():
+            return tuple(min(n, m) for n, m in zip(found[0], k.out.shape, strict=True))
+        case c.Expand():
+            return found[0]
+        case c.Reshape():
+            sizes = list(k.out.shape)
+            for left, right in grouping(k.x.shape, k.out.shape):
+                if all(found[0][d] == 1 for d in left):
+                    for d in right:
+                        sizes[d] = 1
+            return tuple(sizes)
+        case c.Contract() if not k.window and k.x is not k.y:
+            each = [dict(zip(k.x_labels, found[0], strict=True)), dict(zip(k.y_labels, found[1], strict=True))]
+            return tuple(max(own.get(a, 1) for own in each) for a in k.out_labels)
+        case c.Add() | c.Mul() if k.x is not k.y:
+            return tuple(max(sizes) for sizes in zip(*found, strict=True))
+    return None
 
 
 def _disjoint(slices: list[c.Slice]) -> bool:

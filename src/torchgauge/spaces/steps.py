@@ -78,7 +78,8 @@ class Generators:
     """Vectors that span a part of the values: where they start, and the steps that lead on.
 
     `start`: "all" vectors of the given sizes, "centred" all whose entries sum to zero, "ones" the constant one, the
-    rows of a parameter along `dims`, or the sum of an offset.
+    rows of a parameter, or of what linear maps make of parameters, along `dims`, or the sum of an offset. `part`: of
+    such rows the first, or the others less the first.
     """
 
     start: c.Tensor | Literal["all", "centred", "ones"] | frozenset[Generators]
@@ -88,6 +89,7 @@ class Generators:
     fixed: bool = False
     """Whether this is one vector that is added at every input, a part of the offset."""
     steps: tuple[Step, ...] = ()
+    part: Literal["", "first", "others"] = ""
 
     def then(self, *steps: Step) -> Generators:
         rows = self.rows * prod(step.count for step in steps if isinstance(step, Apart))

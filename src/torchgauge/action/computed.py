@@ -1,0 +1,126 @@
+"""Constants that parameters compute, in numbers: what biases have taken up (spaces/folding.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from torchgauge.spaces import constraints as c
+
+VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
+
+
+def rest(coordinate: c.Coordinate, values: Values, like: Tensor) -> Tensor:
+    """What a computed coordinate has on top of the parameter, of its shape."""
+    total = torch.zeros_like(like)
+    for one in coordinate.rests:
+        total = total + _placed(one, values.taken_up(one, coordinate.name), like)
+    return total
+
+
+def _placed(one: c.Rest, value: Tensor, like: Tensor) -> Tensor:
+    """Numbers of a view at their places in the parameter."""
+    if not one.views:
+        return value.reshape(like.shape)
+    places = torch.arange(like.numel()).reshape(like.shape)
+    for k in one.views:
+        places = _viewed(k, places)
+    flat = torch.zeros(like.numel(), dtype=torch.float64)
+    return flat.index_add(0, places.reshape(-1), value.reshape(-1)).reshape(like.shape)
+
+
+def _viewed(k: c.Constraint, value: Tensor) -> Tensor:
+    match k:
+        case c.Reshape():
+            return value.reshape(k.out.shape)
+        case c.Permute():
+            return value.permute(k.dims)
+        case c.Slice():
+            return value.narrow(k.dim, k.start, k.stop - k.start)
+        case c.Expand():
+            return value.expand(k.out.shape)
+    raise TypeError(type(k).__name__)
+
+
+@dataclass
+class Values:
+    """Tensors that parameters alone make, from some coordinates that are given and parameters for the rest."""
+
+    given: Mapping[str, Tensor]
+    """Coordinates of whole parameters."""
+    parameter: Callable[[str], Tensor]
+    """A parameter that no given coordinate is computed for."""
+    _raw: dict[str, Tensor] = field(default_factory=dict)
+    _known: dict[c.Tensor, Tensor] = field(default_factory=dict)
+
+    def raw(self, name: str, coordinates: Mapping[str, c.Coordinate]) -> Tensor:
+        """A parameter."""
+        if name not in self._raw:
+            at = coordinates.get(name)
+            if at is not None and at.kind == "computed" and name in self.given:
+                self._raw[name] = self.given[name] - rest(at, self, self.given[name])
+            else:
+                self._raw[name] = self.parameter(name)
+        return self._raw[name]
+
+    def whole(self, name: str, coordinates: Mapping[str, c.Coordinate]) -> Tensor:
+        """The coordinate of a parameter."""
+        if name in self.given:
+            return self.given[name]
+        at, value = coordinates[name], self.raw(name, coordinates)
+        return value + rest(at, self, value) if at.kind == "computed" else value + at.offset
+
+    def taken_up(self, one: c.Rest, name: str) -> Tensor:
+        """What is added to the view of a parameter."""
+        if one.sum is None:
+            return self.of(one.x, one.recipes)
+        coordinates, numbers = one.recipes.coordinates, one.recipes.numbers
+        assert numbers is not None
+
+        def without(other: str) -> Tensor:
+            return torch.zeros_like(self.parameter(name)) if other == name else self.raw(other, coordinates)
+
+        return _short(numbers.value(one.sum, without), one.x)
+
+    def of(self, t: c.Tensor, recipes: c.Recipes) -> Tensor:
+        """The numbers of a tensor."""
+        if t not in self._known:
+            self._known[t] = self._of(t, recipes)
+        return self._known[t]
+
+    def _of(self, t: c.Tensor, recipes: c.Recipes) -> Tensor:
+        if t.role == "param":
+            return self.whole(t.name, recipes.coordinates).reshape(t.shape)
+        if t.role == "const":
+            assert t.fill is not None
+            return torch.full(t.shape, t.fill, dtype=torch.float64)
+        numbers, origin = recipes.numbers, recipes.origins.get(t)
+        if numbers is not None and origin is not None and numbers.knows(origin):
+            return _short(numbers.value(origin, lambda name: self.raw(name, recipes.coordinates)), t)
+        k = recipes.makers[t]
+        if isinstance(k, VIEWS):
+            return _viewed(k, self.of(k.x, recipes))
+        assert isinstance(k, (c.Add, c.Mul, c.Contract))
+        return combined(k, self.of(k.x, recipes), self.of(k.y, recipes))
+
+
+def combined(k: c.Add | c.Mul | c.Contract, x: Tensor, y: Tensor) -> Tensor:
+    """The result of a constraint of two tensors, in numbers."""
+    if isinstance(k, c.Add):
+        return x + k.alpha * y
+    if isinstance(k, c.Mul):
+        return x * y**k.power
+    letters = {a: chr(97 + i) for i, a in enumerate(dict.fromkeys((*k.x_labels, *k.y_labels)))}
+    spec = ["".join(letters[a] for a in labels) for labels in (k.x_labels, k.y_labels, k.out_labels)]
+    return torch.einsum(f"{spec[0]},{spec[1]}->{spec[2]}", x, y)
+
+
+def _short(value: Tensor, t: c.Tensor) -> Tensor:
+    """Of a tensor that is repeated along some dimensions, one copy."""
+    for d, n in enumerate(t.shape):
+        if n == 1 and value.shape[d] > 1:
+            value = value.narrow(d, 0, 1)
+    return value.reshape(t.shape)

@@ -1,0 +1,67 @@
+"""Constants that parameters compute, and biases that take them up (theory section 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.blocks import normal
+from tests.zoo.case import Case
+
+
+class Queries(nn.Module):
+    """Object queries: a decoder layer that begins with zeros, attends to itself, then to what it is given."""
+
+    def __init__(self, d: int, n: int, given: int, normed: bool = False) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(n, d))
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+        self.q2, self.k2, self.v2, self.o2 = nn.Linear(d, d), nn.Linear(given, d), nn.Linear(given, d), nn.Linear(d, d)
+        self.norm, self.norm2, self.out = nn.LayerNorm(d), nn.LayerNorm(d), nn.Linear(d, d)
+        self.first = nn.LayerNorm(d) if normed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.positions[None].expand(len(x), -1, -1)
+        h = torch.zeros_like(positions)
+        y = self.first(h)
+        queries, keys = self.q(y + positions), self.k(y + positions)
+        h = self.norm(h + self.o(F.scaled_dot_product_attention(queries, keys, self.v(y))))
+        h = h + self.o2(F.scaled_dot_product_attention(self.q2(h + positions), self.k2(x), self.v2(x)))
+        return self.out(self.norm2(h))
+
+
+class Packed(nn.Module):
+    """Attention from one probe, with queries, keys and values in one packed map."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.probe, self.heads = nn.Parameter(torch.zeros(1, d)), heads
+        self.weight, self.bias = nn.Parameter(torch.zeros(3 * d, d)), nn.Parameter(torch.zeros(3 * d))
+        self.o = nn.Linear(d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = (self.probe[None].expand(len(x), -1, -1), x, x)
+        maps = zip(given, self.weight.chunk(3), self.bias.chunk(3), strict=True)
+        q, k, v = (F.linear(y, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for y, w, b in maps)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)[:, 0])
+
+
+class Beside(nn.Module):
+    """Numbers that parameters compute through a network of their own, added to a map of the input."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.seed, self.grow, self.shape = nn.Parameter(torch.zeros(3)), nn.Linear(3, d), nn.Linear(d, d, bias=False)
+        self.read, self.out = nn.Linear(5, d), nn.Linear(d, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.read(x) + self.shape(torch.tanh(self.grow(self.seed)))))
+
+
+CASES: tuple[Case, ...] = (
+    Case("queries_from_zeros", lambda: Queries(4, 3, 5), normal(24, 6, 5), 170, batches=4),
+    Case("queries_from_normed_zeros", lambda: Queries(4, 3, 5, normed=True), normal(24, 6, 5), 178, batches=4),
+    Case("packed_probe", lambda: Packed(4, 2), normal(24, 6, 4), 48, batches=4),
+    Case("constant_beside_a_map", lambda: Beside(6), normal(24, 5), 63),
+)
