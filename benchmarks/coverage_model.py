@@ -50,7 +50,8 @@ def examine(model_type: str, name: str, emit: Emit, points: int) -> None:
         return
     emit({"built": True})
     found = judge(built, emit, points)
-    hidden, again = found.get("hidden") or 0, None
+    hidden: int = found.get("hidden") or 0
+    again: dict[str, Any] | None = None
     if hidden and "input_ids" in built.inputs[0] and any("expert" in n for n in found["hidden_in"]):
         again = {"tokens": TOKENS}
     elif hidden and "2 layers" not in built.size:
