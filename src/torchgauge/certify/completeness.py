@@ -240,11 +240,13 @@ def _compare(probe: _Probe, flat: Tensor, soft: Tensor) -> _Found:
     if soft.shape[1] and nullity > exact.shape[1]:
         # an ε far below rounding makes its soft direction a null one: it is neither hidden nor exact
         unscaled = triangle[:, ~dead]
-        moves = soft / (unscaled.norm(dim=0)[:, None] * soft[~dead]).norm(dim=0).clamp_min(1e-300)
-        effects = torch.linalg.qr((unscaled @ moves[~dead]), mode="r").R
+        sizes = (unscaled.norm(dim=0)[:, None] * soft[~dead]).norm(dim=0)
+        seen = sizes > DEAD * float(norms.max())
+        moves = soft[:, seen] / sizes[seen]
+        effects = torch.linalg.qr(unscaled @ moves[~dead], mode="r").R
         mixtures, sizes = svd(F.pad(effects, (0, 0, 0, max(0, effects.shape[1] - effects.shape[0]))).T)
         # also where several undo each other but for a product of two ε
-        null = moves @ mixtures[:, sizes <= STILL]
+        null = torch.cat([soft[:, ~seen], moves @ mixtures[:, sizes <= STILL]], dim=1)
         known = torch.cat([flat, null], dim=1)
         explained = span(known[~dead]).shape[1] - exact.shape[1]
         explained = min(explained, nullity - exact.shape[1])
