@@ -225,10 +225,8 @@ CASES: tuple[Case, ...] = (
         "ln_joined",
         lambda: Joined(5, 3),
         X,
-        18,
         19,
-        row="theory 6.2",
-        reason="a norm over two tensors: its invisible direction spans the biases of both, and is given up",
+        row="theory 4",
     ),
     # RMS norm
     Case("rms_linear", lambda: between(rms(), bias=False, wide=True), WIDE, 22, row="1.3"),

@@ -134,6 +134,23 @@ class Inside(nn.Module):
         return torch.tanh(self.window(x.unflatten(2, self.picture)))
 
 
+class Observed(nn.Module):
+    """A token beside patches in a stream with layer scales that is observed without a last norm."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.read, self.token = nn.Linear(7, d), nn.Parameter(torch.zeros(1, 2, d))
+        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=0.1) for _ in range(2))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(d, 3), nn.GELU(), nn.Linear(3, d)) for _ in range(2))
+        self.scales = nn.ParameterList(torch.ones(d) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), 2, -1), self.read(x)], 1)
+        for norm, block, scale in zip(self.norms, self.blocks, self.scales, strict=True):
+            x = x + scale * block(norm(x))
+        return x
+
+
 class Averaged(nn.Module):
     """Attention without biases behind a layer norm with one: values may hold a constant that a later norm drops."""
 
@@ -365,6 +382,7 @@ CASES: tuple[Case, ...] = (
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
     Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),
+    Case("observed_tokens", lambda: Observed(6), normal(24, 5, 7), 44, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
     Case("values_beside_a_bias", lambda: Valued(6, 2), normal(24, 6, 7), 63, batches=4),
     Case("planes_at_rest", lambda: Slow(8, 6, 1), normal(24, 6, 8), 5, batches=4),

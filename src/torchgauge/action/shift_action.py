@@ -183,7 +183,7 @@ class _Run:
         """The change of the source's tensor, broadcastable; without the vector of one of its ways."""
         for way in s.ways:
             vector = gain_product(way.gains, self.old)
-            if way != skip and isinstance(vector, Tensor):
+            if way != skip and isinstance(vector, Tensor) and value.is_floating_point():
                 (dim,) = way.dims
                 value = value * vector.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
         return value if s.taps is None else s.taps.spread(value)
@@ -198,7 +198,8 @@ class _Run:
         self.new[name] = add_to_view(self.makers, s.tensor, self.new[name], delta)
         for other in s.also:
             name = param_of(self.makers, other).name
-            self.new[name] = add_to_view(self.makers, other, self.new[name], delta.reshape(other.shape))
+            delta = value.reshape([1] * other.ndim).expand(other.shape) if s.level else delta.reshape(other.shape)
+            self.new[name] = add_to_view(self.makers, other, self.new[name], delta)
         if s.partner is not None:
             other, ratio = s.partner
             name = param_of(self.makers, other).name
@@ -233,6 +234,8 @@ class _Run:
         """A change of the source's tensor as a change of what the entry reads."""
         if e.tensor is s.tensor:
             return delta
+        if e.tensor in s.also and s.level:
+            return delta.reshape([1] * e.tensor.ndim)
         if e.tensor in s.also:
             return delta.expand(s.tensor.shape).reshape(e.tensor.shape)
         return viewed(self.makers, e.tensor, delta.expand(s.tensor.shape), s.tensor)
@@ -308,7 +311,9 @@ class _Run:
         (e,) = s.entries
         shape = s.shape
         index = self._placed(s, e, torch.arange(prod(shape)).reshape(shape))
-        factor = torch.ones(index.shape, dtype=torch.float64)
+        # one where the source's number stands, but for gains that its change is divided by
+        ones = torch.ones(shape if e.level else index.shape, dtype=torch.float64)
+        factor = self._placed(s, e, ones) if e.level else ones
         for t in reversed(path):
             k = self.makers[t]
             if isinstance(k, c.Add) and (k.y in path or (k is s.at and self.sources.bare(k.y) is e.tensor)):

@@ -7,14 +7,14 @@ nonlinear reads, the total must vanish: one source that arrives there directly i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Gains, PatternPass, RelationPass, gain_of, grouping
-from torchgauge.spaces.joint import joint
+from torchgauge.spaces.joint import joint, joint_levels
 from torchgauge.spaces.levels import flats, levels
 from torchgauge.spaces.sources import VIEWS, Source, Sources
 
@@ -45,6 +45,11 @@ class Term:
     direct: bool
     gains: Gains = ()
     """By what it is to be multiplied to become constant along all dimensions; until then it varies."""
+
+    @property
+    def plain(self) -> bool:
+        """Unchanged, and with no gain to come."""
+        return self.direct and not self.gains
 
     @property
     def dims(self) -> frozenset[int]:
@@ -116,19 +121,24 @@ class ShiftPass:
         constant = {s for s in alone if s.tensor not in levelled}  # the level of a vector is its constant part
         whole = {s: self._flats(s, alone=s in constant) for s in self.sources if s in self.dead | constant}
         narrow = [flat for own in whole.values() for flat in own]
-        joints = list(joint(self.sources, held))
+        joints, shared = list(joint(self.sources, held)), list(joint_levels(self.sources, held))
+        self.levels += shared
         for s in (*self.levels, *narrow, *joints):
             self.sources.add(s)
-        still: set[Source] = set()
-        while self.levels or narrow or joints:
-            given_up = {s for s in self.sources if s.also} - set(joints)
-            still = given_up | {s for s in held if self._moved_by(joints, s)} | self._counted(joints)
-            self._solve(still)
-            if given_up == (given_up := {s for s in self.sources if s.also and s not in self.free}):
-                break
-            joints = [s for s in joints if s not in given_up]
+
+        def still(tried: list[Source]) -> set[Source]:
+            return {s for s in held if self._moved_by(tried, s)} | self._counted(tried)
+
+        rest: set[Source] = set()
+        if self.levels or narrow or joints:
+            free_joints = self._lasting(joints, lambda tried: still(tried) | set(shared))
+            rest = (set(joints) - set(free_joints)) | still(free_joints)
+            if apart := [s for s in shared if s not in rest]:
+                single = [s for s in self.levels if not s.also]
+                lasting = self._lasting(apart, lambda tried: rest | {s for s in single if self._moved_by(tried, s)})
+                rest |= (set(apart) - set(lasting)) | {s for s in single if self._moved_by(lasting, s)}
         if idle := {x for s, own in whole.items() if own for x in self._idle(s, own)}:
-            self._solve(still | idle)
+            self._solve(rest | idle)
         return self
 
     def _flats(self, s: Source, *, alone: bool) -> list[Source]:
@@ -142,6 +152,16 @@ class ShiftPass:
             others = self.solved[s][1]
             return [s] if others and all(o in own for o in others) else own
         return [s] if s in self.dead and not any(o in own for o in (*self.free, *self.solved)) else []
+
+    def _lasting(self, tried: list[Source], still: Callable[[list[Source]], set[Source]]) -> list[Source]:
+        """Solve with some of these sources: those that come out free."""
+        every = set(tried)
+        while True:
+            self._solve((every - set(tried)) | still(tried))
+            kept = [s for s in tried if s in self.free]
+            if len(kept) == len(tried):
+                return kept
+            tried = kept
 
     def _moved_by(self, joints: Iterable[Source], s: Source) -> bool:
         return not s.also and any(s.tensor in (j.tensor, *j.also) for j in joints)
@@ -196,10 +216,11 @@ class ShiftPass:
             merged = _merge(self._operand(k, k.x), self._operand(k, k.y))
             return {s: t for s, t in merged.items() if s not in gone}
         if isinstance(k, c.Reshape):
-            return {s: Term(_spread(t.varies, k.x.shape, k.out.shape), t.direct) for s, t in self.terms(k.x).items()}
+            moved = {s: _spread(t.varies, k.x.shape, k.out.shape) for s, t in self.terms(k.x).items()}
+            return {s: Term(moved[s], t.plain) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Permute):
             places = {d: i for i, d in enumerate(k.dims)}
-            return {s: Term(t.moved(places), t.direct) for s, t in self.terms(k.x).items()}
+            return {s: Term(t.moved(places), t.plain) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Slice):
             return {s: Term(t.varies, _kept(s, t, [k.dim])) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Expand):
@@ -223,7 +244,11 @@ class ShiftPass:
             places = {d: d for d in range(k.x.ndim) if d not in k.dims}
             arriving = self._operand(k, k.x) if isinstance(k, c.Spatial) else self.terms(k.x)
             keeps = isinstance(k, c.Spatial) and k.keeps_constants
-            return {s: Term(t.moved(places), keeps and _kept(s, t, k.dims)) for s, t in arriving.items()}
+            # a number that is the same everywhere stays as it is
+            return {
+                s: Term(t.moved(places), keeps and (_kept(s, t, k.dims) or (t.plain and not t.varies)))
+                for s, t in arriving.items()
+            }
         if isinstance(k, c.Gather):
             lead = k.out.ndim - (k.table.ndim - 1)
             return self._entering(k, k.table, full(k.out.shape, range(lead, k.out.ndim)), "rows")
@@ -266,9 +291,9 @@ class ShiftPass:
 
     def _scaled(self, k: c.Mul, term: Term) -> Term:
         if term.gains and term.gains == ((gain_of(self.makers, k.y), k.power),):
-            return Term(frozenset(), False)
+            return Term(frozenset(), term.direct)
         across = full(k.y.shape)
-        return Term(term.varies | across, term.direct and _covers(term.varies, across))
+        return Term(term.varies | across, term.plain and _covers(term.varies, across))
 
     def _entering(
         self, k: c.Constraint, t: c.Tensor, varies: frozenset[Factor], kind: str, *, direct: bool = True
@@ -280,7 +305,8 @@ class ShiftPass:
             e = s.entry(k, t)
             if s not in self.dead and e.kind == kind:
                 if e.level and e.way is not None and e.way.gains:
-                    out[s] = Term(varies, False, tuple((gain, -power) for gain, power in e.way.gains))
+                    gains = tuple((gain, -power) for gain, power in e.way.gains)
+                    out[s] = Term(varies, direct and s.single and s.tensor is t, gains)
                     continue
                 own = frozenset(f for f in varies if f.dim not in e.level)
                 out[s] = Term(own, direct and (bool(s.also) or (s.single and s.tensor is t)))
@@ -289,7 +315,8 @@ class ShiftPass:
     def _operand(self, k: c.Constraint, t: c.Tensor) -> Terms:
         t = self.sources.bare(t)
         if self.sources.is_static(t) and t.role not in ("const", "buffer"):
-            return self._entering(k, t, self._own(t), "bias", direct=isinstance(k, c.Add) and k.alpha != 0.0)
+            direct = isinstance(k, c.Spatial) or (isinstance(k, c.Add) and k.alpha != 0.0)
+            return self._entering(k, t, self._own(t), "bias", direct=direct)
         return self.terms(t)
 
     def _own(self, t: c.Tensor) -> frozenset[Factor]:
@@ -384,7 +411,20 @@ class ShiftPass:
             return
         passing = frozenset(s for s in arrived if s.level and s not in wanted)
         arrived = {s: term for s, term in arrived.items() if s not in passing}
+        known = next((s for s, (at, _) in self.solved.items() if at is t), None)
+        if known is not None and not any(x.varies or self._rests_on(s, known) for s, x in arrived.items()):
+            # levels that passed here: what was solved for the rest takes them up too
+            self.solved[known] = (t, self.solved[known][1] | frozenset(arrived))
+            self._vanish(t, passing)
+            return
         pivot = self._pivot(arrived)
+        if pivot is None:
+            # constants along some dimensions that vary along others may be all that stands in the way
+            spare = {s for s in arrived if s.ways and s.kind == "bias" and not s.level}
+            arrived = {s: term for s, term in arrived.items() if s not in spare}
+            pivot = self._pivot(arrived) if spare else None
+            for s in spare if pivot is not None else ():
+                self._kill(s, set())
         if pivot is not None:
             others = frozenset(arrived) - {pivot}
             self.solved[pivot] = (t, others)
@@ -406,7 +446,7 @@ class ShiftPass:
     def _pivot(self, arrived: Terms) -> Source | None:
         """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""
         wide = frozenset().union(*(term.varies for term in arrived.values()))
-        able = [s for s, term in arrived.items() if term.direct and _covers(term.varies, wide)]
+        able = [s for s, term in arrived.items() if term.plain and _covers(term.varies, wide)]
         able = [s for s in able if not s.also and not s.taps and s not in self.solved]
         able = [s for s in able if not any(self._rests_on(o, s) for o in arrived if o is not s)]
         return max(able, key=lambda s: (s.kind == "bias", list(arrived).index(s)), default=None)
