@@ -13,28 +13,11 @@ from functools import cached_property
 from math import prod
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.directions import Gains, PatternPass, RelationPass, gain_of, grouping
+from torchgauge.spaces.directions import Gains, PatternPass, RelationPass, gain_of
 from torchgauge.spaces.joint import joint, joint_levels
 from torchgauge.spaces.levels import flats, levels
 from torchgauge.spaces.sources import VIEWS, Source, Sources
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A factor of a dimension: the part (i // stride) mod size of its index i."""
-
-    dim: int
-    stride: int
-    size: int
-
-    def inside(self, other: Factor) -> bool:
-        end, whole = self.stride * self.size, other.stride * other.size
-        return self.dim == other.dim and other.stride <= self.stride and end <= whole
-
-
-def full(shape: tuple[int, ...], dims: Iterable[int] | None = None) -> frozenset[Factor]:
-    """Whole dimensions."""
-    return frozenset(Factor(d, 1, shape[d]) for d in (range(len(shape)) if dims is None else dims) if shape[d] > 1)
+from torchgauge.spaces.varying import Factor, covers, full, spread
 
 
 @dataclass(frozen=True)
@@ -216,7 +199,7 @@ class ShiftPass:
             merged = _merge(self._operand(k, k.x), self._operand(k, k.y))
             return {s: t for s, t in merged.items() if s not in gone}
         if isinstance(k, c.Reshape):
-            moved = {s: _spread(t.varies, k.x.shape, k.out.shape) for s, t in self.terms(k.x).items()}
+            moved = {s: spread(t.varies, k.x.shape, k.out.shape) for s, t in self.terms(k.x).items()}
             return {s: Term(moved[s], t.plain) for s, t in self.terms(k.x).items()}
         if isinstance(k, c.Permute):
             places = {d: i for i, d in enumerate(k.dims)}
@@ -293,7 +276,7 @@ class ShiftPass:
         if term.gains and term.gains == ((gain_of(self.makers, k.y), k.power),):
             return Term(frozenset(), term.direct)
         across = full(k.y.shape)
-        return Term(term.varies | across, term.plain and _covers(term.varies, across))
+        return Term(term.varies | across, term.plain and covers(term.varies, across))
 
     def _entering(
         self, k: c.Constraint, t: c.Tensor, varies: frozenset[Factor], kind: str, *, direct: bool = True
@@ -323,7 +306,7 @@ class ShiftPass:
         """Where a view of a parameter varies: not along what was expanded."""
         made = self.makers.get(t) if t.role == "data" else None
         if isinstance(made, c.Reshape):
-            return _spread(self._own(made.x), made.x.shape, t.shape)
+            return spread(self._own(made.x), made.x.shape, t.shape)
         if isinstance(made, c.Permute):
             places = {d: i for i, d in enumerate(made.dims)}
             return Term(self._own(made.x), direct=True).moved(places)
@@ -428,7 +411,7 @@ class ShiftPass:
         if pivot is not None:
             others = frozenset(arrived) - {pivot}
             self.solved[pivot] = (t, others)
-            if others and not _covers(frozenset().union(*(arrived[s].varies for s in others)), arrived[pivot].varies):
+            if others and not covers(frozenset().union(*(arrived[s].varies for s in others)), arrived[pivot].varies):
                 self.wider.add(pivot)
             self._vanish(t, passing)
             return
@@ -446,7 +429,7 @@ class ShiftPass:
     def _pivot(self, arrived: Terms) -> Source | None:
         """A source that can take up all that arrives, also what the reader would ignore: other readers may see it."""
         wide = frozenset().union(*(term.varies for term in arrived.values()))
-        able = [s for s, term in arrived.items() if term.plain and _covers(term.varies, wide)]
+        able = [s for s, term in arrived.items() if term.plain and covers(term.varies, wide)]
         able = [s for s in able if not s.also and not s.taps and s not in self.solved]
         able = [s for s in able if not any(self._rests_on(o, s) for o in arrived if o is not s)]
         return max(able, key=lambda s: (s.kind == "bias", list(arrived).index(s)), default=None)
@@ -484,27 +467,3 @@ def _merge(a: Terms, b: Terms) -> Terms:
 def _kept(s: Source, t: Term, dims: Iterable[int]) -> bool:
     """Whether a joint source is still unchanged behind a map along some dimensions."""
     return t.direct and bool(s.also) and not t.dims & set(dims)
-
-
-def _covers(factors: frozenset[Factor], wanted: frozenset[Factor]) -> bool:
-    return all(any(f.inside(g) for g in factors) for f in wanted)
-
-
-def _spread(factors: frozenset[Factor], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[Factor]:
-    """The same factors in a reshaped tensor; one that straddles dimensions unevenly is enlarged."""
-    out: set[Factor] = set()
-    for left, right in grouping(shape, other):
-        for f in factors:
-            if f.dim not in left:
-                continue
-            stride = f.stride * prod(shape[d] for d in left if d > f.dim)
-            end = stride * f.size
-            for d in right:
-                low = prod(other[e] for e in right if e > d)
-                high = low * other[d]
-                first, last = max(stride, low), min(end, high)
-                if first >= last or other[d] == 1:
-                    continue
-                even = first % low == 0 and last % first == 0
-                out.add(Factor(d, first // low, last // first) if even else Factor(d, 1, other[d]))
-    return frozenset(out)
