@@ -40,6 +40,18 @@ class Fn(nn.Module):
         return self.fn(*args)
 
 
+class Adapted(nn.Module):
+    """A hidden layer with a pair of narrow maps beside its weight, with numbers in between, as peft has them."""
+
+    def __init__(self, n_in: int, n_hidden: int, n_out: int, rank: int, *, bias: bool) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(n_in, rank, bias=bias), nn.Linear(rank, n_hidden, bias=bias)
+        self.weight, self.read = nn.Linear(n_in, n_hidden), nn.Linear(n_hidden, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(torch.tanh(self.weight(x) + 2.0 * self.up(0.5 * self.down(x))))
+
+
 class LoRA(nn.Module):
     """A frozen map plus a low-rank pair: x W^T + x A^T B^T."""
 
@@ -268,6 +280,8 @@ CASES: tuple[Case, ...] = (
     ),
     Case("linear_5_3_4_nobias", lambda: mlp(5, 3, 4, bias=False), normal(24, 5), 9, row="1.1"),
     Case("lora", lambda: LoRA(5, 4, 2), normal(24, 5), 4, row="1.1"),
+    Case("lora_beside", lambda: Adapted(5, 4, 3, 2, bias=False), normal(48, 5), 10 + 8, row="1.1"),
+    Case("lora_beside_bias", lambda: Adapted(5, 4, 3, 2, bias=True), normal(48, 5), 10 + 8 + 2 + 4, row="1.1"),
     Case("word_vectors", lambda: Factorised(9, 4, tie=False), tokens(9, 80), 16, row="1.1"),
     Case("word_vectors_tied", lambda: Factorised(9, 4, tie=True), tokens(9, 80), 6, row="1.1"),
     Case("word_vectors_log", lambda: Factorised(9, 4, tie=False, log=True), tokens(9, 80), 20, row="1.1"),

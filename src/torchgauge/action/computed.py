@@ -53,13 +53,15 @@ class Values:
     """Coordinates of whole parameters."""
     parameter: Callable[[str], Tensor]
     """A parameter that no given coordinate is computed for."""
+    final: Mapping[str, c.Coordinate]
+    """What the given coordinates are; recipes may speak of earlier ones."""
     _raw: dict[str, Tensor] = field(default_factory=dict)
-    _known: dict[c.Tensor, Tensor] = field(default_factory=dict)
+    _known: dict[tuple[int, c.Tensor], Tensor] = field(default_factory=dict)
 
-    def raw(self, name: str, coordinates: Mapping[str, c.Coordinate]) -> Tensor:
+    def raw(self, name: str) -> Tensor:
         """A parameter."""
         if name not in self._raw:
-            at = coordinates.get(name)
+            at = self.final.get(name)
             if at is not None and at.kind == "computed" and name in self.given:
                 self._raw[name] = self.given[name] - rest(at, self, self.given[name])
             else:
@@ -68,28 +70,30 @@ class Values:
 
     def whole(self, name: str, coordinates: Mapping[str, c.Coordinate]) -> Tensor:
         """The coordinate of a parameter."""
-        if name in self.given:
+        at = coordinates[name]
+        if name in self.given and self.final[name].rests == at.rests:
             return self.given[name]
-        at, value = coordinates[name], self.raw(name, coordinates)
+        value = self.raw(name)
         return value + rest(at, self, value) if at.kind == "computed" else value + at.offset
 
     def taken_up(self, one: c.Rest, name: str) -> Tensor:
         """What is added to the view of a parameter."""
         if one.sum is None:
             return self.of(one.x, one.recipes)
-        coordinates, numbers = one.recipes.coordinates, one.recipes.numbers
+        numbers = one.recipes.numbers
         assert numbers is not None
 
         def without(other: str) -> Tensor:
-            return torch.zeros_like(self.parameter(name)) if other == name else self.raw(other, coordinates)
+            return torch.zeros_like(self.parameter(name)) if other == name else self.raw(other)
 
         return _short(numbers.value(one.sum, without), one.x)
 
     def of(self, t: c.Tensor, recipes: c.Recipes) -> Tensor:
         """The numbers of a tensor."""
-        if t not in self._known:
-            self._known[t] = self._of(t, recipes)
-        return self._known[t]
+        key = id(recipes), t  # the same tensor may be of other coordinates in other recipes
+        if key not in self._known:
+            self._known[key] = self._of(t, recipes)
+        return self._known[key]
 
     def _of(self, t: c.Tensor, recipes: c.Recipes) -> Tensor:
         if t.role == "param":
@@ -99,7 +103,7 @@ class Values:
             return torch.full(t.shape, t.fill, dtype=torch.float64)
         numbers, origin = recipes.numbers, recipes.origins.get(t)
         if numbers is not None and origin is not None and numbers.knows(origin):
-            return _short(numbers.value(origin, lambda name: self.raw(name, recipes.coordinates)), t)
+            return _short(numbers.value(origin, self.raw), t)
         k = recipes.makers[t]
         if isinstance(k, VIEWS):
             return _viewed(k, self.of(k.x, recipes))

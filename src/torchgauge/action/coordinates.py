@@ -37,7 +37,7 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
         return canonical[name].double()
 
     out: dict[str, Tensor] = {}
-    values = Values({}, get)
+    values = Values({}, get, {})
     for key, coordinate in program.coordinates.items():
         value = get(coordinate.name)
         _check(coordinate, value, program.params[key].shape)
@@ -108,7 +108,7 @@ def decode(
         wholes[name] = _joined(old, parts[name]) if coordinate.views else parts[name][0][1]
         if not coordinate.rests:
             new[name] = _decoded(coordinate, wholes[name], new)
-    values = Values(wholes, lambda name: new[name] if name in new else get(name))
+    values = Values(wholes, lambda name: new[name] if name in new else get(name), kinds)
     for name in (n for n in parts if kinds[n].rests):
         new[name] = wholes[name] - rest(kinds[name], values, wholes[name])
     out: dict[str, Tensor] = {}

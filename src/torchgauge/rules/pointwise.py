@@ -117,6 +117,8 @@ def lerp(ctx: Lowering, x: Tensor, y: Tensor, weight: Tensor | float) -> Tensor:
     return ctx.b.add(ctx.tensor(x), ctx.b.mul(ctx.tensor(weight), step))
 
 
+ROUNDED = 40
+"""e to minus this much is lost in rounding."""
 FAR = 1e30
 """A bound so far away is taken not to be met."""
 
@@ -141,7 +143,7 @@ def extremum(ctx: Lowering, x: Tensor, y: Tensor, sign: float) -> Tensor:
     if y.fill is not None and y.fill * sign <= -FAR:
         return x
     if y.fill == 0.0:
-        return ctx.b.pointwise(x, PROFILES["relu"] if sign > 0 else Profile("negative_part", degree=1))
+        return ctx.b.pointwise(x, PROFILES["relu"] if sign > 0 else Profile("negative_part", degree=1, slope=0.5))
     if y.fill is not None or (y.role == "const" and y.shape == (1,) * y.ndim):
         return ctx.b.pointwise(x, Profile("clamp"))
     distance = ctx.b.pointwise(ctx.b.add(x, y, -1.0), PROFILES["abs"])
@@ -188,7 +190,7 @@ def polygamma(ctx: Lowering, order: int | Tensor, x: Tensor | int) -> Tensor:
 @rule(aten.leaky_relu)
 def leaky_relu(ctx: Lowering, x: Tensor, slope: float = 0.01) -> Tensor:
     """x for x > 0, a x below: each branch is linear and s > 0 keeps the branch."""
-    return ctx.b.pointwise(x, Profile("leaky_relu", degree=1))
+    return ctx.b.pointwise(x, Profile("leaky_relu", degree=1, slope=(1 + float(slope)) / 2))
 
 
 @rule(aten.rrelu)
@@ -206,7 +208,7 @@ def prelu(ctx: Lowering, x: Tensor, weight: Tensor) -> Tensor:
         weight = b.reshape(weight, (-1,) if x.ndim < 2 else (x.shape[1],) + (1,) * (x.ndim - 2))
     if weight.role == "const":
         return (
-            b.pointwise(x, Profile("leaky_relu", degree=1))
+            b.pointwise(x, Profile("leaky_relu", degree=1, slope=(1 + weight.fill) / 2))
             if weight.fill is not None
             else b.add(positive(ctx, x), b.mul(negative(ctx, x), weight))
         )
@@ -219,7 +221,7 @@ def positive(ctx: Lowering, x: Tensor) -> Tensor:
 
 def negative(ctx: Lowering, x: Tensor) -> Tensor:
     """min(x, 0) = −max(−x, 0)."""
-    return ctx.b.pointwise(x, Profile("negative_part", degree=1))
+    return ctx.b.pointwise(x, Profile("negative_part", degree=1, slope=0.5))
 
 
 @rule(aten.threshold)
@@ -275,8 +277,9 @@ def clamp_profile(low: float | None, high: float | None) -> Profile:
 
 
 @rule(aten.softplus)
-def softplus(ctx: Lowering, x: Tensor, *_: object, **__: object) -> Tensor:
-    return ctx.b.pointwise(x, Profile("softplus"))  # log(1 + e^x): no symmetry of its own
+def softplus(ctx: Lowering, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """log(1 + e^x) = x/2 + log(2 cosh(x/2)), up to e^−threshold where it becomes x."""
+    return ctx.b.pointwise(x, Profile("softplus", slope=0.5 if threshold >= ROUNDED else 0.0))
 
 
 @rule(aten.hardshrink)

@@ -11,7 +11,7 @@ HALF = (0.0, 0.5)
 
 PROFILES: dict[str, Profile] = {
     # positively homogeneous: f(s x) = s^degree f(x) for s > 0
-    "relu": Profile("relu", degree=1),  # max(s x, 0) = s max(x, 0)
+    "relu": Profile("relu", degree=1, slope=0.5),  # max(s x, 0) = s max(x, 0); = x/2 + |x|/2
     "abs": Profile("abs", degree=1, parity="even"),  # |s x| = s |x|, |−x| = |x|
     "square": Profile("square", degree=2, parity="even"),  # (s x)² = s² x²
     "sqrt": Profile("sqrt", degree=0.5),  # √(s x) = √s √x
@@ -52,6 +52,11 @@ PROFILES: dict[str, Profile] = {
     "special_bessel_j0": Profile("special_bessel_j0", parity="even"),  # even power series
     "special_modified_bessel_i0": Profile("special_modified_bessel_i0", parity="even"),  # even power series
     "special_spherical_bessel_j0": Profile("special_spherical_bessel_j0", parity="even"),  # sin(x)/x
+    # even but for a slope
+    "gelu": Profile("gelu", slope=0.5),  # x Φ(x) = x/2 + x (Φ(x) − 1/2), odd times odd; the tanh form likewise
+    "silu": Profile("silu", slope=0.5),  # x/2 + x tanh(x/2)/2
+    "hardswish": Profile("hardswish", slope=0.5),  # x/2 + x clamp(x/6, −1/2, 1/2)
+    "log_sigmoid": Profile("log_sigmoid", slope=0.5),  # x/2 − log(2 cosh(x/2))
     # exponential: f(x + c) = e^(rate c) f(x)
     "exp": Profile("exp", exponential=True),
     "exp2": Profile("exp2", exponential=True, rate=0.6931471805599453),  # e^(x ln 2)
@@ -65,8 +70,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 PLAIN = _names(
     """
-    acosh angle celu ceil digamma expm1 floor gelu hardswish lgamma log log10 log1p log2 log_sigmoid mish elu selu
-    silu special_airy_ai special_bessel_y0 special_bessel_y1 special_entr special_erfcx special_log_ndtr
+    acosh angle celu ceil digamma expm1 floor lgamma log log10 log1p log2 mish elu selu
+    special_airy_ai special_bessel_y0 special_bessel_y1 special_entr special_erfcx special_log_ndtr
     special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
     special_scaled_modified_bessel_k1 mvlgamma isfinite isinf isnan isneginf isposinf signbit logical_not
     """

@@ -161,6 +161,7 @@ class Profile:
     degree:  f(s x) = s^degree f(x) for every s > 0, or None
     parity:  "odd" f(c + x) − v = −(f(c − x) − v) about the point `centre` = (c, v); "even" f(c + x) = f(c − x) about c
              (only c = 0 is used for even); or None
+    slope:   k such that f(x) − k x is even; 0 if there is none, or f is even
     exponential: f(x + c) = e^{rate c} f(x)
     """
 
@@ -168,6 +169,7 @@ class Profile:
     degree: float | None = None
     parity: Literal["odd", "even"] | None = None
     centre: tuple[float, float] = (0.0, 0.0)
+    slope: float = 0.0
     exponential: bool = False
     rate: float = 1.0
 

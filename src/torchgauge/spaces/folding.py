@@ -95,7 +95,7 @@ class _Folder:
         written = self.builder.program.constraints
         new = replace(self.old, constraints=written, coordinates=self.recipes.coordinates)
         new.outputs = [self._full(t) if t in self.terms else t for t in self.old.outputs]
-        return _pruned(new)
+        return pruned(new)
 
     # -- what is the same at every input -----------------------------------------------------------------------
     def _steady(self, k: c.Constraint, known: object) -> bool:
@@ -371,7 +371,7 @@ def _disjoint(slices: Sequence[c.Slice]) -> bool:
     return len({k.dim for k in slices}) == 1 and all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
 
 
-def _pruned(program: c.Program) -> c.Program:
+def pruned(program: c.Program) -> c.Program:
     """Without what no output reads."""
     wanted, kept = set(program.outputs), []
     for k in reversed(program.constraints):
