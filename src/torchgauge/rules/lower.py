@@ -138,6 +138,8 @@ class Lowering:
                 self.env[node] = self.visit(node)
                 if steady:
                     self._made_steadily(node, mark)
+                if self.depth == 0 and isinstance(made := self.env[node], Tensor) and made.role == "data":
+                    self.steady.made_by.setdefault(made, node)
         return None
 
     def _made_steadily(self, node: Node, mark: int) -> None:
@@ -317,14 +319,21 @@ def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], 
         if value.is_floating_point() or value.is_complex():
             return b.input(name, shape)
         return _const_leaf(ctx, node, _distinct(value), False)
+    if role == "buffer" and name in captured.unsaved and not _unreal(numbers := captured.buffers[name]):
+        ctx.steady.settled[node] = numbers.detach().cpu()
     if node in statistics:
         ctx.statistics[node.name] = shape
         return b.pointwise(b.buffer(name, shape), GENERIC)
     numbers = captured.buffers.get(name) if role == "buffer" else captured.constants.get(name)
     known = role == "const" or name in captured.fixed
-    if not isinstance(numbers, torch.Tensor) or numbers.device.type == "meta" or hasattr(numbers, "fake_mode"):
+    if not isinstance(numbers, torch.Tensor) or _unreal(numbers):
         numbers, known = _distinct(value), False
     return _const_leaf(ctx, node, numbers, known)
+
+
+def _unreal(numbers: torch.Tensor) -> bool:
+    """Whether a tensor holds no numbers."""
+    return numbers.device.type == "meta" or hasattr(numbers, "fake_mode")
 
 
 def _const_leaf(ctx: Lowering, node: Node, numbers: torch.Tensor, exact: bool) -> Tensor:
