@@ -42,7 +42,7 @@ class Lowering:
     names: dict[str, str] = field(default_factory=dict)
     """Placeholder node name → canonical name of its parameter or buffer."""
     anchors: list[Tensor] = field(default_factory=list)
-    """Indices computed from data: no constraint reads them, and yet they must not move."""
+    """Indices and angles that are computed: no constraint reads them, and yet they must not move."""
     source: Callable[[Node], str] = field(default=lambda node: "")
     depth: int = 0
     steady: Steady = field(default=None)  # type: ignore[assignment]
@@ -263,6 +263,7 @@ def lower(captured: Captured) -> Program:
     recogniser = Recogniser(constants)
     names = {n: name for n, (_, name) in roles.items()}
     steady = Steady(constants, {n: names[n.name] for n in graph.nodes if _is_param(n, roles)})
+    constants.parameters.update(steady.leaves)
     ctx = Lowering(b, constants, recogniser, names=names, source=captured.source, steady=steady)
     offsets = recogniser.offsets(graph, {n for n, (role, _) in roles.items() if role == "param"}, ctx.names)
     for node in graph.nodes:

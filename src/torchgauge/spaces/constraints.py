@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Role = Literal["param", "buffer", "const", "input", "data", "choice"]
 
-PICKED = "an index computed from data"
+PICKED = "an index or an angle that is computed"
 """The name of an output that nobody asked for, but that must not move."""
 
 
