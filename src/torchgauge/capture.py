@@ -53,6 +53,8 @@ class Captured:
     """Every buffer, non-persistent ones included, by canonical name."""
     fixed: frozenset[str]
     """Buffers of integers, truth values or zeros and ones that no state dict holds, by canonical name."""
+    unsaved: frozenset[str]
+    """All buffers that no state dict holds, by canonical name."""
     constants: dict[str, object]
     """Tensors made in `forward` or kept as plain attributes, by name."""
     placeholders: dict[str, tuple[Role, str]]
@@ -80,6 +82,8 @@ class State:
     ties: dict[str, str]
     fixed: frozenset[str]
     """Buffers of integers, truth values or zeros and ones that no state dict holds: the code gives their numbers."""
+    unsaved: frozenset[str]
+    """All buffers that no state dict holds."""
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.params.values()
@@ -204,7 +208,7 @@ def state_of(model: nn.Module) -> State:
                 canonical.update(dict.fromkeys(_identities(tensor), name))
     unsaved = {f"{at}.{name}".lstrip(".") for at, m in model.named_modules() for name in m._non_persistent_buffers_set}
     whole = {name for name, b in buffers.items() if not (b.is_floating_point() or b.is_complex()) or _is_mask(b)}
-    return State(params, buffers, ties, frozenset(unsaved & whole))
+    return State(params, buffers, ties, frozenset(unsaved & whole), frozenset(unsaved & buffers.keys()))
 
 
 def _is_mask(buffer: Tensor) -> bool:
@@ -483,6 +487,7 @@ def _assembled(program: ExportedProgram, state: State, call: Call, names: list[s
         ties=state.ties,
         buffers=state.buffers,
         fixed=state.fixed,
+        unsaved=state.unsaved,
         constants={
             name.removeprefix(_PREFIX + "."): written(value) if "lifted_tensor" in name else value
             for name, value in program.constants.items()

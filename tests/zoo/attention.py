@@ -62,6 +62,22 @@ def turn(x: Tensor, layout: str) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
+class LearnedAngles(nn.Module):
+    """Attention of one head, rotary by angles of which those of the first place are parameters (MLCD)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(1, d // 2))
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        cos, sin = (torch.cat((a, a), -1)[1:] for a in angles(x.shape[-2], x.shape[-1]))
+        first = torch.cat((self.first, self.first), -1)
+        cos, sin = torch.cat((first.cos(), cos)), torch.cat((first.sin(), sin))
+        q, k = (y * cos + rotate_half(y) * sin for y in (self.q(x), self.k(x)))
+        return self.o(F.scaled_dot_product_attention(q, k, self.v(x)))
+
+
 class Gain(nn.Module):
     """RMS norm over a head, written out."""
 
@@ -200,6 +216,7 @@ CASES: tuple[Case, ...] = (
     case("rope_gqa", 20, d=8, groups=1, head=4, value=4, rotary="half"),
     case("rope_partial", 44, d=8, head=4, value=4, rotary="half", rotated=2),
     case("rope_partial_interleaved", 44, d=8, head=4, value=4, rotary="interleaved", rotated=2),
+    Case("rope_learned", lambda: LearnedAngles(6), X, 42, batches=4),
     case("qk_norm", 25, qk_norm=0.0),
     case("qk_norm_eps", 21, qk_norm=1e-5),
     case("qk_norm_rope", 38, d=8, head=4, value=4, rotary="half", qk_norm=0.0),

@@ -59,9 +59,38 @@ class Beside(nn.Module):
         return self.out(torch.tanh(self.read(x) + self.shape(torch.tanh(self.grow(self.seed)))))
 
 
+class PerLayer(nn.Module):
+    """A table of gates next to the words, on top of what a map makes of the words themselves."""
+
+    def __init__(self, tokens: int, d: int, gates: int, mixed: bool = False) -> None:
+        super().__init__()
+        self.words, self.extra = nn.Embedding(tokens, d), nn.Embedding(tokens, 2 * gates)
+        self.project, self.norm = nn.Linear(d, 2 * gates, bias=False), nn.RMSNorm(gates, eps=0.1)
+        self.register_buffer("scale", torch.tensor(gates**0.5), persistent=False)
+        self.gate, self.up = (nn.ModuleList(nn.Linear(*s) for _ in range(2)) for s in ((d, gates), (gates, d)))
+        self.read, self.out, self.mixed = nn.Linear(3, d), nn.Linear(d, 3), mixed
+
+    def forward(self, ids: Tensor, given: Tensor) -> Tensor:
+        words = self.words(ids)
+        x, computed = words + self.read(given), self.project(words)
+        if self.mixed:  # what a position computes is not a function of its own token
+            computed = computed + computed.mean(1, keepdim=True)
+        extra = (self.extra(ids) * self.scale).unflatten(-1, (2, -1))
+        each = (self.norm(computed.unflatten(-1, (2, -1))) - 0.5 * extra) * 0.7
+        for i, (gate, up) in enumerate(zip(self.gate, self.up, strict=True)):
+            x = x + up(torch.tanh(gate(x)) * each[:, :, i])
+        return self.out(torch.tanh(x))
+
+
+def words_and_more(g: torch.Generator) -> tuple[Tensor, ...]:
+    return torch.randint(0, 7, (24, 5), generator=g), torch.randn(24, 5, 3, generator=g, dtype=torch.float64)
+
+
 CASES: tuple[Case, ...] = (
     Case("queries_from_zeros", lambda: Queries(4, 3, 5), normal(24, 6, 5), 170, batches=4),
     Case("queries_from_normed_zeros", lambda: Queries(4, 3, 5, normed=True), normal(24, 6, 5), 178, batches=4),
     Case("packed_probe", lambda: Packed(4, 2), normal(24, 6, 4), 48, batches=4),
     Case("constant_beside_a_map", lambda: Beside(6), normal(24, 5), 63),
+    Case("table_beside_a_map", lambda: PerLayer(7, 4, 3), words_and_more, 45, batches=4),
+    Case("table_beside_a_mixing_map", lambda: PerLayer(7, 4, 3, mixed=True), words_and_more, 11, batches=4),
 )

@@ -78,6 +78,8 @@ class Values:
 
     def taken_up(self, one: c.Rest, name: str) -> Tensor:
         """What is added to the view of a parameter."""
+        if one.rows is not None:
+            return self._by_row(one, one.rows, name)
         if one.sum is None:
             return self.of(one.x, one.recipes)
         numbers = one.recipes.numbers
@@ -87,6 +89,15 @@ class Values:
             return torch.zeros_like(self.parameter(name)) if other == name else self.raw(other)
 
         return _short(numbers.value(one.sum, without), one.x)
+
+    def _by_row(self, one: c.Rest, rows: c.Rows, name: str) -> Tensor:
+        """What is added to every row of a table."""
+        coordinates, numbers, like = one.recipes.coordinates, one.recipes.numbers, self.parameter(name)
+        assert numbers is not None
+        ones = torch.ones(1, dtype=torch.float64).expand(like.shape)
+        factor = numbers.rows(rows.shown, rows.index, 1, lambda other: ones)
+        found = numbers.rows(one.x, rows.index, like.shape[0], lambda other: self.raw(other, coordinates))
+        return (rows.alpha * found / factor).reshape(like.shape)
 
     def of(self, t: c.Tensor, recipes: c.Recipes) -> Tensor:
         """The numbers of a tensor."""

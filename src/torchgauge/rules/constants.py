@@ -51,7 +51,9 @@ class Constants:
     """Placeholders of an inlined graph → the node that they stand for."""
     spoiled: set[Node] = field(default_factory=set)
     """Constants that an in-place operator writes to: their numbers are not tracked."""
-    _memo: dict[tuple[Node, bool], object] = field(default_factory=dict)
+    parameters: set[Node] = field(default_factory=set)
+    """Parameters of real numbers."""
+    _memo: dict[tuple[Node, bool, bool], object] = field(default_factory=dict)
 
     def resolve(self, node: Node) -> Node:
         while node in self.alias:
@@ -66,6 +68,11 @@ class Constants:
     def sample(self, node: Node) -> torch.Tensor | None:
         """A value with generic numbers for what is not known, or None."""
         value = self._evaluate(self.resolve(node), exact=False)
+        return value if isinstance(value, torch.Tensor) else None
+
+    def drawn(self, node: Node) -> torch.Tensor | None:
+        """A value with generic numbers for what is not known, and for parameters too, or None."""
+        value = self._evaluate(self.resolve(node), exact=False, drawn=True)
         return value if isinstance(value, torch.Tensor) else None
 
     def fill(self, node: Node) -> float | None:
@@ -146,17 +153,20 @@ class Constants:
         return (node, holds) if value.dtype == torch.bool else None
 
     # -- numbers -----------------------------------------------------------------------------------------------
-    def _evaluate(self, node: Node, exact: bool) -> object:
-        key = (node, exact)
+    def _evaluate(self, node: Node, exact: bool, drawn: bool = False) -> object:
+        key = (node, exact, drawn)
         if key not in self._memo:
             self._memo[key] = None
-            self._memo[key] = self._compute(node, exact)
+            self._memo[key] = self._compute(node, exact, drawn)
         return self._memo[key]
 
-    def _compute(self, node: Node, exact: bool) -> object:
+    def _compute(self, node: Node, exact: bool, drawn: bool) -> object:
         if node in self.leaves:
             value, known = self.leaves[node]
             return value if known or not exact else None
+        if drawn and node in self.parameters and _size(node) <= LIMIT:
+            generator = torch.Generator().manual_seed(len(self._memo))
+            return torch.randn(node.meta["val"].shape, generator=generator, dtype=torch.float64)
         if node.op != "call_function" or node in self.spoiled or is_inplace(node.target):
             return None
         if name_of(node).startswith(RANDOM) or _size(node) > LIMIT:
@@ -167,13 +177,13 @@ class Constants:
             return torch.full(value.shape, number, dtype=dtype)
         values: dict[Node, object] = {}
         if name_of(node) in BY_FIRST and len(node.all_input_nodes) > 1:
-            first = self._evaluate(self.resolve(node.all_input_nodes[0]), exact)
+            first = self._evaluate(self.resolve(node.all_input_nodes[0]), exact, drawn)
             if not isinstance(first, torch.Tensor):
                 return None
             shape = node.meta["val"].shape
             return first.reshape(shape) if first.numel() == prod(shape) else first.expand(shape)
         for n in node.all_input_nodes:
-            values[n] = self._evaluate(self.resolve(n), exact)
+            values[n] = self._evaluate(self.resolve(n), exact, drawn)
             if values[n] is None:
                 return None
         return run_node(node, values)

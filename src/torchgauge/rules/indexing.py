@@ -30,7 +30,10 @@ def embedding(ctx: Lowering, table: Tensor, index: Tensor, *_: object, **__: obj
     ctx.picks(index)
     rows = _cut_out(ctx, table, 0, index) if _added_to_parts(ctx.node) else None
     row = None if index.fill is None else int(index.fill)
-    return ctx.b.gather(table, index.shape, row) if rows is None else axes.reshape(ctx.b, rows, ctx.shape)
+    if rows is not None:
+        return axes.reshape(ctx.b, rows, ctx.shape)
+    picked = ctx.values.get(index)
+    return ctx.b.gather(table, index.shape, row, picked and ctx.constants.resolve(picked))
 
 
 def _added_to_parts(node: Node) -> bool:

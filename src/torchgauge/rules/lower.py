@@ -42,7 +42,7 @@ class Lowering:
     names: dict[str, str] = field(default_factory=dict)
     """Placeholder node name → canonical name of its parameter or buffer."""
     anchors: list[Tensor] = field(default_factory=list)
-    """Indices computed from data: no constraint reads them, and yet they must not move."""
+    """Indices and angles that are computed: no constraint reads them, and yet they must not move."""
     source: Callable[[Node], str] = field(default=lambda node: "")
     depth: int = 0
     steady: Steady = field(default=None)  # type: ignore[assignment]
@@ -138,6 +138,8 @@ class Lowering:
                 self.env[node] = self.visit(node)
                 if steady:
                     self._made_steadily(node, mark)
+                if self.depth == 0 and isinstance(made := self.env[node], Tensor) and made.role == "data":
+                    self.steady.made_by.setdefault(made, node)
         return None
 
     def _made_steadily(self, node: Node, mark: int) -> None:
@@ -261,6 +263,7 @@ def lower(captured: Captured) -> Program:
     recogniser = Recogniser(constants)
     names = {n: name for n, (_, name) in roles.items()}
     steady = Steady(constants, {n: names[n.name] for n in graph.nodes if _is_param(n, roles)})
+    constants.parameters.update(steady.leaves)
     ctx = Lowering(b, constants, recogniser, names=names, source=captured.source, steady=steady)
     offsets = recogniser.offsets(graph, {n for n, (role, _) in roles.items() if role == "param"}, ctx.names)
     for node in graph.nodes:
@@ -317,14 +320,21 @@ def _leaf(ctx: Lowering, captured: Captured, node: Node, statistics: set[Node], 
         if value.is_floating_point() or value.is_complex():
             return b.input(name, shape)
         return _const_leaf(ctx, node, _distinct(value), False)
+    if role == "buffer" and name in captured.unsaved and not _unreal(numbers := captured.buffers[name]):
+        ctx.steady.settled[node] = numbers.detach().cpu()
     if node in statistics:
         ctx.statistics[node.name] = shape
         return b.pointwise(b.buffer(name, shape), GENERIC)
     numbers = captured.buffers.get(name) if role == "buffer" else captured.constants.get(name)
     known = role == "const" or name in captured.fixed
-    if not isinstance(numbers, torch.Tensor) or numbers.device.type == "meta" or hasattr(numbers, "fake_mode"):
+    if not isinstance(numbers, torch.Tensor) or _unreal(numbers):
         numbers, known = _distinct(value), False
     return _const_leaf(ctx, node, numbers, known)
+
+
+def _unreal(numbers: torch.Tensor) -> bool:
+    """Whether a tensor holds no numbers."""
+    return numbers.device.type == "meta" or hasattr(numbers, "fake_mode")
 
 
 def _const_leaf(ctx: Lowering, node: Node, numbers: torch.Tensor, exact: bool) -> Tensor:

@@ -53,6 +53,7 @@ class Recogniser:
 
     def fuse(self, ctx: Lowering, node: Node) -> Any:
         """The lowered result of a pattern that ends here, or None."""
+        self.rotary.note(ctx.env, node)
         if node in self.absorbed:
             return ctx.env[self.absorbed[node]]
         if name_of(node) in ("mul", "div"):
@@ -67,7 +68,8 @@ class Recogniser:
             return ctx.b.add(ctx.env[scores[0]], ctx.b.const(scores[1], "mask"))
         found = self.rotary.match(ctx.env, node)
         if found is not None:
-            source, turn = found
+            source, turn, angles = found
+            ctx.anchors += [y for n in angles if (y := ctx.env[n]) not in ctx.anchors]
             return _turned(ctx, ctx.env[source], turn)
         return None
 

@@ -4,6 +4,7 @@ A candidate is a region of linear operators between one tensor x [..., d] and a 
 constants. The region is run on random x in float64: if each plane of x, read as one complex number, comes out
 multiplied by a number that does not depend on x, the region is a rotary embedding in that layout. Buffers on the meta
 device and positions given as inputs are replaced by generic numbers, so an accident of numbers has probability zero.
+So are parameters where cosines and sines of them are all that is read: these are held still.
 """
 
 from __future__ import annotations
@@ -75,9 +76,21 @@ class Rotary:
     _judged: dict[str, Turn | None] = field(default_factory=dict)
     _order: dict[Node, int] = field(default_factory=dict)
     _fused: set[Node] = field(default_factory=set)
+    _made: set[Node] = field(default_factory=set)
+    """What parameters and constants alone make."""
+    _angles: set[Node] = field(default_factory=set)
+    """What is made of cosines and sines of such."""
 
-    def match(self, env: dict[Node, Any], node: Node) -> tuple[Node, Turn] | None:
-        """The tensor that `node` is the rotation of, and how it is turned; None if it is none."""
+    def note(self, env: dict[Node, Any], node: Node) -> None:
+        """Takes the next node that is no constant, in order."""
+        made, given, read = self._made, self.constants.parameters, node.all_input_nodes
+        if node.op == "call_function" and all(n in made or n in given or _constant(env, n) for n in read):
+            self._made.add(node)
+            if name_of(node) in ("cos", "sin") or not self._angles.isdisjoint(read):
+                self._angles.add(node)
+
+    def match(self, env: dict[Node, Any], node: Node) -> tuple[Node, Turn, list[Node]] | None:
+        """The tensor that `node` is the rotation of, how it is turned, and what parameters make of the angles."""
         if not self._promising(env, node):
             return None
         region: list[Node] = []
@@ -90,7 +103,8 @@ class Rotary:
             turn = self._judged[key]
             if turn is not None:
                 self._fused.add(node)
-                return source, turn
+                read = [n for made in region for n in made.all_input_nodes if n in self._angles]
+                return source, turn, [n for n in dict.fromkeys(read) if not _constant(env, n)]
         return None
 
     def _promising(self, env: dict[Node, Any], node: Node) -> bool:
@@ -110,7 +124,11 @@ class Rotary:
 
     def _scaled(self, env: dict[Node, Any], node: Node) -> bool:
         """A product with a constant that is not a number."""
-        return name_of(node) == "mul" and any(_constant(env, n) and n.meta["val"].ndim for n in node.all_input_nodes)
+        return name_of(node) == "mul" and any(self._known(env, n) and n.meta["val"].ndim for n in node.all_input_nodes)
+
+    def _known(self, env: dict[Node, Any], node: Node) -> bool:
+        """Whether a node is a constant, or made of cosines and sines of what parameters make."""
+        return _constant(env, node) or node in self._angles
 
     def _walk(self, env: dict[Node, Any], node: Node, region: list[Node]) -> Any:
         """Go back from `node`; yield every node that all paths to it pass through. `region` grows alongside."""
@@ -122,7 +140,7 @@ class Rotary:
                 yield current
             if name_of(current) not in _LINEAR or (current in self._fused) or current not in order:
                 return
-            live = [n for n in current.all_input_nodes if not _constant(env, n)]
+            live = [n for n in current.all_input_nodes if not self._known(env, n)]
             if (name_of(current) == "mul" and len(live) != 1) or not live:
                 return
             region.append(current)
@@ -160,7 +178,7 @@ class Rotary:
         for node in reversed(region):
             for n in node.all_input_nodes:
                 if n not in values:
-                    values[n] = self.constants.sample(n) if _constant(env, n) else None
+                    values[n] = self.constants.drawn(n) if self._known(env, n) else None
                 if values[n] is None:
                     return None
             result = values[node] = run_node(node, values)

@@ -254,8 +254,8 @@ class Builder:
         out = self._emit(Reduce(self._new(kept, x, name=mode), x, dims, mode))
         return out if keepdim else self.reshape(out, tuple(n for i, n in enumerate(kept) if i not in dims))
 
-    def gather(self, table: Tensor, index_shape: Sequence[int], row: int | None = None) -> Tensor:
-        return self._emit(Gather(self._new((*index_shape, *table.shape[1:]), table, name="gather"), table, row))
+    def gather(self, table: Tensor, index_shape: Sequence[int], row: int | None = None, index: object = None) -> Tensor:
+        return self._emit(Gather(self._new((*index_shape, *table.shape[1:]), table, name="gather"), table, row, index))
 
     def choose(self, x: Tensor, dim: int, size: int) -> Tensor:
         """Positions of `size` entries of x along `dim`, by value."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Role = Literal["param", "buffer", "const", "input", "data", "choice"]
 
-PICKED = "an index computed from data"
+PICKED = "an index or an angle that is computed"
 """The name of an output that nobody asked for, but that must not move."""
 
 
@@ -231,10 +231,12 @@ class Gather(Constraint):
     """out[..., :] = table[index]: rows of `table` (dimension 0) picked by data or constants.
 
     out.shape = index shape + table.shape[1:]. `row`: the one that is picked everywhere, if it is always the same.
+    `index`: what says which rows, equal for equal positions, if it is known.
     """
 
     table: Tensor
     row: int | None = None
+    index: object = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,6 +349,14 @@ class Numbers(Protocol):
         """Its numbers, given those of the parameters by name."""
         ...
 
+    def follows(self, t: Tensor, index: object) -> bool:
+        """Whether `rows` may be asked for a tensor."""
+        ...
+
+    def rows(self, t: Tensor, index: object, count: int, raw: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """Its numbers [count, ...] at each of the values 0, ..., count − 1 of an index, one that stands everywhere."""
+        ...
+
 
 @dataclass(eq=False)
 class Recipes:
@@ -363,13 +373,27 @@ class Recipes:
 class Rest:
     """What is added to one view of a parameter, in front of it: `x`, of the shape of the view.
 
-    `sum`: where x itself is not known in numbers, a tensor that is x plus the view.
+    `sum`: where x itself is not known in numbers, a tensor that is x plus the view. `rows`: where x is a function of
+    the row, how it follows.
     """
 
     views: tuple[Constraint, ...]
     x: Tensor
     recipes: Recipes
     sum: Tensor | None = None
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A table that takes up a function of its row numbers: shown · factor + x · alpha = (table* at the index) · factor.
+
+    `shown` is the table at the index times numbers that are the same for every row, and x the function at the index.
+    """
+
+    shown: Tensor
+    index: object
+    alpha: float
 
 
 @dataclass

@@ -20,6 +20,7 @@ import torch
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.directions import RelationPass, grouping
+from torchgauge.spaces.lookups import looked_up
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
 PLAIN = (*VIEWS, c.Concat, c.Contract, c.Add, c.Mul, c.Reduce, c.Normalize, c.Softmax)
@@ -36,12 +37,15 @@ def folded(program: c.Program) -> tuple[c.Program, c.Program]:
 
     The second program has every parameter of the given one, in the coordinates of the first, and no constraints.
     """
-    folder = _Folder(program)
-    new = folder.run() if folder.any() else program
+    tabled, recipes = looked_up(program)
+    tabled = _pruned(tabled) if tabled is not program else program
+    folder = _Folder(tabled)
+    new = folder.run() if folder.any() else tabled
+    recipes.coordinates.update(folder.recipes.coordinates)
     idle = {name: c.Coordinate(name) for name in program.idle}
     return new, c.Program(
         params=program.params | program.idle,
-        coordinates=folder.recipes.coordinates | idle,
+        coordinates=recipes.coordinates | idle,
         buffers=program.buffers,
         buffer_coordinates=program.buffer_coordinates,
     )
