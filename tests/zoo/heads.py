@@ -125,6 +125,23 @@ class PixelShuffle(nn.Module):
         return torch.tanh(self.head(self.joined(x)))
 
 
+class GatesInBlocks(nn.Module):
+    """A kernel for each channel, and gates that a map of each block of channels makes of it (RecurrentGemma)."""
+
+    def __init__(self, d: int = 4, heads: int = 2, size: int = 3) -> None:
+        super().__init__()
+        n = heads * size
+        self.read, self.write = nn.Linear(d, n), nn.Linear(n, 3, bias=False)
+        self.conv = nn.Conv1d(n, n, 3, groups=n, padding=1)
+        self.maps, self.bias = nn.Parameter(torch.zeros(heads, size, size)), nn.Parameter(torch.zeros(heads, 1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(self.read(x).mT).mT
+        blocks = h.reshape(-1, len(self.maps), self.maps.shape[1]).transpose(0, 1)
+        gates = torch.sigmoid(torch.baddbmm(self.bias, blocks, self.maps))
+        return self.write(h * gates.transpose(0, 1).reshape(h.shape))
+
+
 def steps(*names: str) -> Callable[[], nn.Module]:
     return lambda: InHeads(14, 15, names, bias=False)
 
@@ -134,6 +151,7 @@ X = normal(40, 3, 14)
 CASES: tuple[Case, ...] = (
     Case("heads_norm_over_all", HeadNorm, normal(30, 5, 12), 36, row="theory 2"),
     Case("heads_pixel_shuffle", PixelShuffle, normal(30, 4, 4, 9), 83, row="theory 2"),
+    Case("heads_gates_in_blocks", GatesInBlocks, normal(30, 5, 4), 12, row="theory 2"),
     Case("heads_gain", steps("rms", "gain"), X, 34, row="theory 2"),
     Case("heads_gram", steps("gram_softmax"), X, 6, row="theory 2"),
     Case("heads_shared_map", steps("rms", "gain", "shared_map", "tanh"), X, 8, row="theory 2"),

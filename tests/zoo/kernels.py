@@ -68,10 +68,24 @@ class Joined(nn.Module):
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1))
 
 
+class Summed(nn.Module):
+    """Gates from sums over groups of a map's outputs, of which only the sums are seen."""
+
+    def __init__(self, d: int, gates: int, each: int) -> None:
+        super().__init__()
+        self.map, self.sizes = nn.Linear(d, gates * each), (gates, each)
+        self.value, self.out = nn.Linear(d, gates), nn.Linear(gates, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.map(x).unflatten(-1, self.sizes).sum(-1))
+        return self.out(torch.tanh(self.value(x)) * gate)
+
+
 CASES: tuple[Case, ...] = (
     Case("narrow_head", lambda: Narrow(bias=False), normal(120, 4, 5), 16, row="theory 6.3"),
     Case("narrow_head_bias", lambda: Narrow(bias=True), normal(120, 4, 5), 22, row="theory 6.3"),
     Case("probe", lambda: Probe(5, 2, 3), normal(60, 4, 5), 44, row="theory 6.3"),
     Case("mapped_table", lambda: Mapped(30, 4), tokens(30, 400), 46, row="theory 6.3"),
+    Case("sums_of_outputs", lambda: Summed(5, 2, 3), normal(60, 5), 24, row="theory 3"),
     Case("attn_joined", lambda: Joined(4, 2, 3), normal(24, 5, 4), 36, row="theory 2"),
 )

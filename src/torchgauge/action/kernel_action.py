@@ -12,7 +12,7 @@ from torchgauge.action.shift_action import Coordinates, computed_value, static_v
 from torchgauge.groups.matrices import complement
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.kernels import Block, Seen
-from torchgauge.spaces.steps import Against, Apart, Centre, Generators, Map, Pad, Scale, Step
+from torchgauge.spaces.steps import Against, Apart, Centre, Generators, Map, Pad, Scale, Step, Total
 
 
 def projector(
@@ -56,6 +56,8 @@ def stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor,
         return torch.einsum(f"a{before},b{before}->ab{after}", change, met)
     if isinstance(step, Centre):
         return change - change.mean(tuple(range(1, change.ndim)), keepdim=True)
+    if isinstance(step, Total):
+        return change.sum([axis + 1 for axis in step.axes])
     if isinstance(step, Pad):
         behind = step.size - step.start - change.shape[step.axis + 1]
         sides = [0, 0] * (change.ndim - step.axis - 2) + [step.start, behind]

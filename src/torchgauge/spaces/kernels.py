@@ -17,7 +17,7 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import gain_of, grouping
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.sources import Sources
-from torchgauge.spaces.steps import Against, Dims, Map, Scale, Step, View
+from torchgauge.spaces.steps import Against, Dims, Map, Scale, Step, Total, View
 
 DEEPEST = 100
 """Steps of one recursion."""
@@ -141,8 +141,12 @@ class Kernels:
                 return self._behind(False, k.out, dims)
             case c.Reshape():
                 return self._reshaped(k, dims, even)
-            case c.Reduce() if k.mode != "max" and not set(k.dims) & set(dims):
-                return self._behind(even, k.out, dims)
+            case c.Reduce() if k.mode != "max":
+                kept = tuple(d for d in dims if d not in k.dims)
+                if kept == dims:
+                    return self._behind(even, k.out, dims)
+                # a sum, or a multiple of it, is all that is seen of its terms
+                return self._behind(even, k.out, kept, Total(tuple(i for i, d in enumerate(dims) if d in k.dims)))
             case c.Spatial(mode="linear") if not set(k.dims) & set(dims):
                 return self._behind(even and k.keeps_constants, k.out, dims)
             case c.Gather() if 0 not in dims:

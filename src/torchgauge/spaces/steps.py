@@ -45,6 +45,13 @@ class Centre:
 
 
 @dataclass(frozen=True)
+class Total:
+    """Sum over some of the change's axes."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Pad:
     """Become a part of a longer axis, with zeros beside it."""
 
@@ -70,7 +77,7 @@ class Against:
     after: tuple[str, ...]
 
 
-Step = Map | Scale | View | Centre | Pad | Apart | Against
+Step = Map | Scale | View | Centre | Total | Pad | Apart | Against
 
 
 @dataclass(frozen=True)

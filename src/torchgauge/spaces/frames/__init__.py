@@ -125,7 +125,10 @@ class FramePass(FrameState):
         self._dressed_within(value)
         if not self.all_fresh(value):
             vectors = [g for g in axes if g.kind.vector]
-            self.frames.system.constant(value.charge, vectors, "a scale along an axis that matrices turn")
+            # an index axis may hold a scale that the charge takes off again
+            held = (self.frames.total(leaf) for leaf in value.leaves() if not leaf.root.kind.vector)
+            scale = sum(held, value.charge)
+            self.frames.system.constant(scale, vectors, "a scale along an axis that matrices turn")
         if len(axes) != len(set(axes)):
             total = self.total(value)
             for g in {g for g in axes if axes.count(g) > 1 and g.kind is Kind.INDEX}:
