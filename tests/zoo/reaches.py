@@ -372,6 +372,21 @@ class NormedExperts(nn.Module):
         return torch.tanh(self.out(self.last(x + z.sum(1))))
 
 
+class Shuffled(nn.Module):
+    """Four patches side by side behind two norms, read by a map: of each patch a direction is not reached."""
+
+    def __init__(self, d: int, bias: bool) -> None:
+        super().__init__()
+        self.read, self.first, self.norm = nn.Linear(5, d), nn.LayerNorm(d, eps=0.1), nn.LayerNorm(d, eps=0.1)
+        self.head = nn.Linear(4 * d, 3, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(self.read(x)))
+        b, height, width, d = x.shape
+        x = x.reshape(b, height, width // 2, 2 * d).permute(0, 2, 1, 3)
+        return torch.tanh(self.head(x.reshape(b, width // 2, height // 2, 4 * d)))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -406,5 +421,7 @@ CASES: tuple[Case, ...] = (
     Case("pool_less_itself", lambda: Pooled(5), normal(24, 6, 5), 21, batches=4),
     Case("means_of_a_norm", lambda: Means(5), normal(48, 6, 5), 15, batches=4),
     Case("crossed_tables", lambda: Crossed(3, 4, 5), normal(24, 3, 4, 5), 41, batches=4),
+    Case("patches_side_by_side", lambda: Shuffled(4, True), normal(60, 4, 4, 5), 28, batches=2),
+    Case("patches_side_by_side_nobias", lambda: Shuffled(4, False), normal(60, 4, 4, 5), 25, batches=2),
     Case("picked_tokens", lambda: Repeated(5), picked, 26, batches=4),
 )
