@@ -88,6 +88,18 @@ class Asked(nn.Module):
         return self.o(torch.einsum("bhqt,bthv->bqhv", weights, v).flatten(2))
 
 
+class Probe(nn.Module):
+    """PyTorch's attention from one learned vector: batch and heads are one dimension inside (SigLIP's pooling head)."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.zeros(1, 1, d))
+        self.attention, self.head = nn.MultiheadAttention(d, heads, batch_first=True), nn.Linear(d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.attention(self.probe.repeat(x.shape[0], 1, 1), x, x)[0]))
+
+
 class Tokens(nn.Module):
     """A token in front of patches; positions are added to all, those of the patches from a grid that is filtered."""
 
@@ -393,6 +405,7 @@ CASES: tuple[Case, ...] = (
     Case("wide_heads", lambda: WideHeads(3, 2, 4), normal(48, 6, 6), 240, batches=4),
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
+    Case("probe_of_batched_heads", lambda: Probe(6, 2), normal(24, 6, 6), 102, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),

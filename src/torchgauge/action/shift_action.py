@@ -74,7 +74,7 @@ def gain_product(gains: Gains, coordinates: Coordinates, tiles: int = 1) -> Tens
     for gain, power in gains:
         key = gain.name if gain.role == "param" else f"buffer:{gain.name}"
         out = out * coordinates[key].reshape(-1) ** power
-    return out if isinstance(out, float) else out.repeat(tiles)
+    return out.repeat(tiles) if isinstance(out, Tensor) else out
 
 
 def static_value(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, coordinates: Coordinates) -> Tensor:
