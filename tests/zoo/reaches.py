@@ -88,6 +88,18 @@ class Asked(nn.Module):
         return self.o(torch.einsum("bhqt,bthv->bqhv", weights, v).flatten(2))
 
 
+class Probe(nn.Module):
+    """PyTorch's attention from one learned vector: batch and heads are one dimension inside (SigLIP's pooling head)."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.zeros(1, 1, d))
+        self.attention, self.head = nn.MultiheadAttention(d, heads, batch_first=True), nn.Linear(d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.attention(self.probe.repeat(x.shape[0], 1, 1), x, x)[0]))
+
+
 class Tokens(nn.Module):
     """A token in front of patches; positions are added to all, those of the patches from a grid that is filtered."""
 
@@ -372,12 +384,28 @@ class NormedExperts(nn.Module):
         return torch.tanh(self.out(self.last(x + z.sum(1))))
 
 
+class Shuffled(nn.Module):
+    """Four patches side by side behind two norms, read by a map: of each patch a direction is not reached."""
+
+    def __init__(self, d: int, bias: bool) -> None:
+        super().__init__()
+        self.read, self.first, self.norm = nn.Linear(5, d), nn.LayerNorm(d, eps=0.1), nn.LayerNorm(d, eps=0.1)
+        self.head = nn.Linear(4 * d, 3, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(self.read(x)))
+        b, height, width, d = x.shape
+        x = x.reshape(b, height, width // 2, 2 * d).permute(0, 2, 1, 3)
+        return torch.tanh(self.head(x.reshape(b, width // 2, height // 2, 4 * d)))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
     Case("wide_heads", lambda: WideHeads(3, 2, 4), normal(48, 6, 6), 240, batches=4),
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
+    Case("probe_of_batched_heads", lambda: Probe(6, 2), normal(24, 6, 6), 102, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
@@ -406,5 +434,7 @@ CASES: tuple[Case, ...] = (
     Case("pool_less_itself", lambda: Pooled(5), normal(24, 6, 5), 21, batches=4),
     Case("means_of_a_norm", lambda: Means(5), normal(48, 6, 5), 15, batches=4),
     Case("crossed_tables", lambda: Crossed(3, 4, 5), normal(24, 3, 4, 5), 41, batches=4),
+    Case("patches_side_by_side", lambda: Shuffled(4, True), normal(60, 4, 4, 5), 28, batches=2),
+    Case("patches_side_by_side_nobias", lambda: Shuffled(4, False), normal(60, 4, 4, 5), 25, batches=2),
     Case("picked_tokens", lambda: Repeated(5), picked, 26, batches=4),
 )

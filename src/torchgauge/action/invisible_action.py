@@ -125,7 +125,7 @@ class InvisibleStage(Additive):
                 delta = along(projector(self.shifts.makers, w.seen, sizes, params), w.dims, delta)
             if w.pattern.gains:
                 (dim,) = w.pattern.dims
-                v = gain_product(w.pattern.gains, params)
+                v = gain_product(w.pattern.gains, params, w.pattern.tiles)
                 assert isinstance(v, torch.Tensor)
                 delta = delta * v.reshape([-1 if d == dim else 1 for d in range(delta.ndim)])
             new[name] = add_to_view(self.shifts.makers, w.tensor, new[name], delta)

@@ -12,7 +12,7 @@ from torchgauge.action.shift_action import Coordinates, computed_value, static_v
 from torchgauge.groups.matrices import complement
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.kernels import Block, Seen
-from torchgauge.spaces.steps import Against, Apart, Centre, Generators, Map, Pad, Scale, Step, Total
+from torchgauge.spaces.steps import Against, Apart, Centre, Generators, Map, Pad, Repeat, Scale, Step, Total
 
 
 def projector(
@@ -62,6 +62,8 @@ def stepped(makers: Mapping[c.Tensor, c.Constraint], step: Step, change: Tensor,
         behind = step.size - step.start - change.shape[step.axis + 1]
         sides = [0, 0] * (change.ndim - step.axis - 2) + [step.start, behind]
         return torch.nn.functional.pad(change, sides)
+    if isinstance(step, Repeat):
+        return change.unsqueeze(step.axis + 1).repeat_interleave(step.size, step.axis + 1)
     if isinstance(step, Apart):
         sizes = [n if d in step.axes else 1 for d, n in enumerate(change.shape[1:])]
         one_each = torch.eye(step.count, dtype=torch.float64).reshape(1, step.count, *sizes)

@@ -68,13 +68,13 @@ def add_to_view(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, value: Ten
     return value + flat.reshape(value.shape)
 
 
-def gain_product(gains: Gains, coordinates: Coordinates) -> Tensor | float:
-    """Π gain^power as a flat vector."""
+def gain_product(gains: Gains, coordinates: Coordinates, tiles: int = 1) -> Tensor | float:
+    """Π gain^power as a flat vector, so many times one after the other."""
     out: Tensor | float = 1.0
     for gain, power in gains:
         key = gain.name if gain.role == "param" else f"buffer:{gain.name}"
         out = out * coordinates[key].reshape(-1) ** power
-    return out
+    return out.repeat(tiles) if isinstance(out, Tensor) else out
 
 
 def static_value(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor, coordinates: Coordinates) -> Tensor:
@@ -182,7 +182,7 @@ class _Run:
     def delta(self, s: Source, value: Tensor, skip: Pattern | None = None) -> Tensor:
         """The change of the source's tensor, broadcastable; without the vector of one of its ways."""
         for way in s.ways:
-            vector = gain_product(way.gains, self.old)
+            vector = gain_product(way.gains, self.old, way.tiles)
             if way != skip and isinstance(vector, Tensor) and value.is_floating_point():
                 (dim,) = way.dims
                 value = value * vector.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
@@ -269,7 +269,7 @@ class _Run:
             for s in self.by_param.get(bias, ()):
                 self._value(s)  # solved, if it is one of those
             b = self.new[bias.name].reshape(-1)
-            total = total + (gain_product(gains, self.old) * b).sum()
+            total = total + r.tiles * (gain_product(gains, self.old) * b).sum()
         return total
 
     def _value(self, s: Source) -> Tensor | None:
@@ -340,7 +340,8 @@ class _Run:
             return
         (dim,) = (d for d in relation.dims if x.shape[d] > 1)
         shape = [x.shape[dim] if a == xl[dim] else 1 for a in yl]
-        n = torch.as_tensor(gain_product(relation.gains, self.old), dtype=torch.float64).expand(x.shape[dim])
+        gains = gain_product(relation.gains, self.old, relation.tiles)
+        n = torch.as_tensor(gains, dtype=torch.float64).expand(x.shape[dim])
         for d in range(x.ndim):  # constant along all others, also where it is written out
             shift = shift if d == dim else shift.narrow(d, 0, 1)
         weight, moved = self.value_of(y), shift.reshape(-1).expand(x.shape[dim])

@@ -22,6 +22,8 @@ class Pattern:
 
     dims: frozenset[int]
     gains: Gains = ()
+    tiles: int = 1
+    """How often the gains stand one after the other along the dimension."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Relation:
     gains: Gains = ()
     constant: float = 0.0
     offsets: tuple[tuple[c.Tensor, Gains], ...] = ()
+    tiles: int = 1
+    """How often n, and what the offsets add, stand one after the other along the dimension."""
 
 
 def regrouped(dims: frozenset[int], shape: tuple[int, ...], other: tuple[int, ...]) -> frozenset[int] | None:
@@ -157,7 +161,7 @@ class PatternPass:
         if not across:
             return _narrowed(out, tensor.shape, k.out.shape)
         gain = gain_of(self.makers, other)
-        if gain is None or len(out.dims) != 1:
+        if gain is None or len(out.dims) != 1 or out.tiles > 1:
             return None
         return replace(out, gains=(*out.gains, (gain, -k.power)))
 
@@ -175,7 +179,7 @@ class PatternPass:
             if met is not None and not (k.window or met.constant or met.offsets):
                 along = {other[d] for d in met.dims}
                 if along and along == set(mine) & set(other) - set(k.out_labels):
-                    return Pattern(frozenset(mine.index(a) for a in along), met.gains)
+                    return Pattern(frozenset(mine.index(a) for a in along), met.gains, met.tiles)
         if out is None:
             return None
         labels = {k.out_labels[d] for d in out.dims}
@@ -263,8 +267,20 @@ class RelationPass:
     def _(self, k: c.Reshape) -> Relation | None:
         x = self.relations.get(k.x)
         dims = regrouped(x.dims, k.x.shape, k.out.shape) if x else None
+        if x is not None and dims is None:
+            return self._beside(k, x)
         ordered = x is not None and dims is not None and (len(dims) == 1 or not (x.gains or x.offsets))
         return replace(x, dims=dims) if x and dims is not None and ordered else None
+
+    def _beside(self, k: c.Reshape, x: Relation) -> Relation | None:
+        """The sum of one relation over neighbours that are put side by side in one dimension, such as patches."""
+        for left, right in grouping(k.x.shape, k.out.shape):
+            joined = [d for d in left if k.x.shape[d] > 1]
+            whole = [d for d in right if k.out.shape[d] > 1]
+            if joined and len(whole) == 1 and x.dims == {joined[-1]}:
+                count = prod(k.x.shape[d] for d in joined[:-1])
+                return replace(x, dims=frozenset(whole), constant=x.constant * count, tiles=x.tiles * count)
+        return None
 
     @forth.register
     def _(self, k: c.Permute) -> Relation | None:
@@ -292,7 +308,9 @@ class RelationPass:
         if x is None or gain is None or k.x.shape != k.out.shape or len(x.dims) != 1:
             return None
         (dim,) = x.dims
-        if x.constant or x.offsets or k.y.shape[dim] != k.out.shape[dim] or prod(k.y.shape) != k.y.shape[dim]:
+        if x.constant or x.offsets or x.tiles > 1:
+            return None
+        if k.y.shape[dim] != k.out.shape[dim] or prod(k.y.shape) != k.y.shape[dim]:
             return None
         return replace(x, gains=(*x.gains, (gain, -k.power)))
 
@@ -329,7 +347,7 @@ class RelationPass:
         bias = gain_of(self.makers, k.y)
         if x is None or bias is None or bias.role != "param" or k.alpha != 1.0 or k.x.shape != k.out.shape:
             return None
-        if len(x.dims) != 1:
+        if len(x.dims) != 1 or x.tiles > 1:
             return None
         (dim,) = x.dims
         if k.y.shape[dim] != k.out.shape[dim] or prod(k.y.shape) != k.y.shape[dim]:

@@ -6,7 +6,6 @@ approximated: every rewriting is an identity between tensors.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from math import prod
 
@@ -14,12 +13,13 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.blocks import in_blocks
 from torchgauge.spaces.cuts import Aim
 from torchgauge.spaces.directions import grouping
+from torchgauge.spaces.unmerge import needed, refined, unmerged
 
 
 def distribute(program: c.Program, aim: Aim = "frames") -> c.Program:
     """An equal program in which reshapes stand on parameters wherever they can, and nothing is packed."""
     # slices hide reshapes, and reshapes hide slices of heads
-    return in_blocks(_Distributor(in_blocks(_sliced_last(program), aim)).run(), aim)
+    return in_blocks(_Distributor(in_blocks(_sliced_last(unmerged(program)), aim)).run(), aim)
 
 
 def _sliced_last(program: c.Program) -> c.Program:
@@ -40,18 +40,7 @@ def _sliced_last(program: c.Program) -> c.Program:
                     k = c.Slice(k.out, r.out, dim, cut.start, cut.stop)
                     break
         order[k] = None
-    return replace(program, constraints=_needed(program, list(order)))
-
-
-def _needed(program: c.Program, constraints: list[c.Constraint]) -> list[c.Constraint]:
-    """Those that the outputs hang on."""
-    wanted = set(program.outputs)
-    kept: list[c.Constraint] = []
-    for k in reversed(constraints):
-        if k.out in wanted:
-            kept.append(k)
-            wanted.update(k.inputs)
-    return kept[::-1]
+    return replace(program, constraints=needed(program, list(order)))
 
 
 def _sliced_dim(cut: c.Slice, part: tuple[int, ...], whole: tuple[int, ...]) -> int | None:
@@ -77,11 +66,11 @@ class _Distributor:
     def run(self) -> c.Program:
         for k in self.program.constraints:
             self._emit(k)
-        return replace(self.program, constraints=_needed(self.program, self.order))
+        return replace(self.program, constraints=needed(self.program, self.order))
 
     def _emit(self, k: c.Constraint) -> None:
         if isinstance(k, c.Reshape) and k.x.role == "data":
-            if (shape := _refined(k.x.shape, k.out.shape)) is not None:
+            if (shape := refined(k.x.shape, k.out.shape)) is not None:
                 # into the factors of both, of which the first may move, then together
                 between = c.Reshape(self._new(k.out, shape), k.x)
                 self.readers[k.x] = [between if r is k else r for r in self.readers[k.x]]
@@ -203,20 +192,6 @@ def _splits(shape: tuple[int, ...], other: tuple[int, ...]) -> dict[int, tuple[i
         if len(big) == 1 and len(sizes) > 1:
             out[big[0]] = sizes
     return out
-
-
-def _refined(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape between, where a reshape divides one dimension and joins a part of it to another one."""
-    out: list[int] = []
-    mixed = False
-    for left, right in grouping(shape, other):
-        a, b = ([n for n in sizes if n > 1] for sizes in ([shape[i] for i in left], [other[i] for i in right]))
-        ends = sorted({prod(sizes[:i]) for sizes in (a, b) for i in range(len(sizes) + 1)})
-        if any(n % m for m, n in itertools.pairwise(ends)):
-            return None
-        mixed |= len(a) > 1 and len(b) > 1
-        out += [n // m for m, n in itertools.pairwise(ends)]
-    return tuple(out) if mixed else None
 
 
 def _same_dim(shape: tuple[int, ...], other: tuple[int, ...], dim: int) -> int | None:

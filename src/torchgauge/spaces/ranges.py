@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import gain_of, grouping, regrouped
 from torchgauge.spaces.sources import Sources
-from torchgauge.spaces.steps import Apart, Centre, Dims, Generators, Map, Pad, Scale, Step, View
+from torchgauge.spaces.steps import Apart, Centre, Dims, Generators, Map, Pad, Repeat, Scale, Step, View
 
 Span = frozenset[Generators] | None
 """Generators of all values of a tensor; None for everything."""
@@ -75,11 +75,23 @@ class Ranges:
     def span(self, t: c.Tensor, dims: Dims) -> Span:
         """All values of a tensor along some of its dimensions, at any index of the others."""
         if (t, dims) not in self._known:
-            found, size = self._shorter(t, dims, self._span(t, dims)), _size(t, dims)
-            if found is not None and sum(g.rows for g in found if not g.fixed) >= size:
-                found = None
+            found = self._shorter(t, dims, self._span(t, dims))
+            if _rank(found) >= _size(t, dims):
+                found = self._beside(t, dims)
             self._known[t, dims] = found
         return self._known[t, dims]
+
+    def _beside(self, t: c.Tensor, dims: Dims) -> Span:
+        """Along several dimensions where nothing is known of them together: neighbours, each with values of its own."""
+        if len(dims) == 1:
+            return None
+        found: Span = None
+        for i, d in enumerate(dims):
+            one = self.span(t, (*dims[:i], *dims[i + 1 :]))
+            each = _side_by_side(one, i, t.shape[d])
+            if _rank(each) < min(_rank(found), _size(t, dims)):
+                found = each
+        return found
 
     # -- readers -----------------------------------------------------------------------------------------------
     def _reader(self, t: c.Tensor, uses: list[tuple[c.Constraint, c.Tensor]]) -> Reader | None:
@@ -197,8 +209,10 @@ class Ranges:
                 return self._multiplied(k, dims)
             case c.Normalize(others=()) if set(k.dims) == set(dims):
                 found, n = self.span(k.x, dims), _size(k.x, dims)
-                if k.kind == "rms" or found is not None:
-                    return _loose(found) if k.kind == "rms" else _then(_loose(found), Centre())
+                if k.kind == "rms":
+                    return _loose(found)
+                if (centred := _then(_loose(found), Centre())) is not None and _rank(centred) < n - 1:
+                    return centred
                 return frozenset([Generators("centred", tuple(k.x.shape[d] for d in dims), dims, n - 1)])
             case c.Pointwise() if k.profile.fixes_zero and self.span(k.x, dims) == NOTHING:
                 return NOTHING
@@ -358,6 +372,12 @@ def _apart(span: Span, labels: tuple[str, ...], own: Mapping[str, int]) -> Span:
     return frozenset(g if g.fixed else g.then(step) for g in span)
 
 
+def _side_by_side(span: Span, axis: int, count: int) -> Span:
+    """What is known at each index of another axis, for all of them together; an offset is the same at each."""
+    own = (Repeat(axis, count), Apart((axis,), count))
+    return None if span is None else frozenset(g.then(*own[: 1 if g.fixed else 2]) for g in span)
+
+
 def _loose(span: Span) -> Span:
     """An offset that is no longer the same at every input: its multiples, for its parts alone would not keep still."""
     offset = frozenset(g for g in span or () if g.fixed)
@@ -371,6 +391,11 @@ def _loose(span: Span) -> Span:
 def _union(parts: list[Span]) -> Span:
     found = [p for p in parts if p is not None]
     return NOTHING.union(*found) if len(found) == len(parts) else None
+
+
+def _rank(span: Span) -> float:
+    """How many directions the values have at most, beside an offset."""
+    return inf if span is None else sum(g.rows for g in span if not g.fixed)
 
 
 def _size(t: c.Tensor, dims: Dims) -> int:

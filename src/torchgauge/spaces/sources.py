@@ -309,7 +309,7 @@ class Sources:
             if relation is not None:
                 _, _, xl, yl = self.operands(k)
                 inside = frozenset(yl.index(xl[d]) for d in relation.dims if xl[d] in yl)
-                way = self._lifted(Pattern(inside, relation.gains), end, t)
+                way = self._lifted(Pattern(inside, relation.gains, relation.tiles), end, t)
                 positions = self.positions(k) if self.edged(k, relation) else None
                 if way is not None and (end is t or positions is None):
                     yield Entry(k, end, "relation", way, relation, taps=positions)
@@ -348,7 +348,7 @@ class Sources:
         x, _, xl, yl = self.operands(k)
         r = self.relations.relations.get(x)
         summed = {a for a in xl if a in yl and a not in k.out_labels}
-        return r is not None and r.constant == 1.0 and not r.gains and {xl[d] for d in r.dims} == summed
+        return r is not None and r.constant == 1.0 and not (r.gains or r.offsets) and {xl[d] for d in r.dims} == summed
 
     def reader(self, k: c.Contract, weight: c.Tensor) -> Relation | None:
         """The affine relation of what the weight reads, if the whole contraction is along it."""

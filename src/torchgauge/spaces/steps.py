@@ -61,6 +61,14 @@ class Pad:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Become the same at every index of a new axis."""
+
+    axis: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Apart:
     """Become one change for every index along some axes, of the entries there, with zeros beside them."""
 
@@ -77,7 +85,7 @@ class Against:
     after: tuple[str, ...]
 
 
-Step = Map | Scale | View | Centre | Total | Pad | Apart | Against
+Step = Map | Scale | View | Centre | Total | Pad | Repeat | Apart | Against
 
 
 @dataclass(frozen=True)
