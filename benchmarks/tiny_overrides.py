@@ -20,12 +20,24 @@ OVERRIDES: dict[str, Raw] = {
     "flava": {"init_codebook": False},
     # the last layer has 1280 channels, whatever the factor of the widths
     "mobilenet_v2": {"finegrained_output": False},
-    "mobilevitv2": {"n_attn_blocks": [1, 1, 1]},
+    # two convolutions behind these halve the picture
+    "got_ocr2_vision": {"image_size": 32},
+    "pp_formulanet_vision": {"image_size": 32},
+    "granite_docling_vision": {"image_size": 32},
+    "unlimited_ocr_sam_vision_model": {"image_size": 32},
+    "unlimited_ocr_vision_encoder": {"image_size": 8},
+    # a quarter of the channels of the first goes to all of the second
+    "sam3_vision_model": {"fpn_hidden_size": 4, "backbone_config": {"hidden_size": 16}},
+    # what is read is wider than what reads it
+    "nemotron3_diarization": {"head_config": {"hidden_size": 4}},
+    "mobilevitv2": {"n_attn_blocks": [1, 1, 1], "expand_ratio": 1.0, "num_channels": 1},
     # a network of 512 units makes the position biases of each layer, and a wide one the larger picture
     "swin2sr": {"depths": [1], "num_heads": [2], "upsampler": "pixelshuffledirect"},
     "swinv2": {"patch_size": 2, "num_channels": 1, "image_size": 16},
     # a patch of this picture has 16 by 16 pixels, whatever is said
     "vitmatte": {"backbone_config": {"num_channels": 1}},
+    # pictures at the last stage no smaller than what is pooled
+    "upernet": {"pool_scales": [1, 2], "backbone_config": {"image_size": 128}},
     "vibevoice_acoustic_tokenizer": _TOKENIZER,
     "vibevoice_acoustic_tokenizer_decoder": _TOKENIZER,
     "vibevoice_acoustic_tokenizer_encoder": _TOKENIZER,
