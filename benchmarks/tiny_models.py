@@ -156,15 +156,17 @@ def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False, to
 def _squeezed(model_class: type[nn.Module], config_class: Any, raw: dict[str, Any]) -> Tiny:
     """A smaller model than that of a configuration, which may be too large to run."""
 
+    def config(raw: dict[str, Any]) -> Any:
+        return _config(config_class, overridden(raw))
+
     def count(raw: dict[str, Any]) -> int:
         with torch.device("meta"):
-            return sum(p.numel() for p in model_class(_config(config_class, raw)).parameters())
+            return sum(p.numel() for p in model_class(config(raw)).parameters())
 
     def runs(raw: dict[str, Any]) -> bool:
-        return count(raw) > LARGE or bool(_running(_build(model_class, _config(config_class, raw))))
+        return count(raw) > LARGE or bool(_running(_build(model_class, config(raw))))
 
-    raw = squeezed(raw, count, runs, ROOMY)
-    model = _build(model_class, _config(config_class, raw))
+    model = _build(model_class, config(squeezed(raw, count, runs, ROOMY)))
     return Tiny(model, _running(model), "squeezed")
 
 

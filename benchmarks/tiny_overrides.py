@@ -1,4 +1,7 @@
-"""Sizes of a few model types that the names of their keys do not give away. Only sizes: what is computed stays."""
+"""Sizes of a few model types that the names of their keys do not give away.
+
+Only sizes, and switches between variants of the library where the default one has sizes written in its code.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,6 @@ OVERRIDES: dict[str, Raw] = {
     # two convolutions behind these halve the picture
     "got_ocr2_vision": {"image_size": 32},
     "pp_formulanet_vision": {"image_size": 32},
-    "granite_docling_vision": {"image_size": 32},
     "unlimited_ocr_sam_vision_model": {"image_size": 32},
     "unlimited_ocr_vision_encoder": {"image_size": 8},
     # a quarter of the channels of the first goes to all of the second
@@ -31,7 +33,7 @@ OVERRIDES: dict[str, Raw] = {
     # what is read is wider than what reads it
     "nemotron3_diarization": {"head_config": {"hidden_size": 4}},
     "mobilevitv2": {"n_attn_blocks": [1, 1, 1], "expand_ratio": 1.0, "num_channels": 1},
-    # a network of 512 units makes the position biases of each layer, and a wide one the larger picture
+    # 512 units make the position biases of each layer, and 64 channels the larger picture of the default variant
     "swin2sr": {"depths": [1], "num_heads": [2], "upsampler": "pixelshuffledirect"},
     "swinv2": {"patch_size": 2, "num_channels": 1, "image_size": 16},
     # a patch of this picture has 16 by 16 pixels, whatever is said
