@@ -23,6 +23,8 @@ OVERRIDES: dict[str, Raw] = {
     "flava": {"init_codebook": False},
     # the last layer has 1280 channels, whatever the factor of the widths
     "mobilenet_v2": {"finegrained_output": False},
+    # sequences are filled up to whole blocks, and 8 tokens are two of these
+    "pegasus_x": {"block_size": 4},
     # two convolutions behind these halve the picture
     "got_ocr2_vision": {"image_size": 32},
     "pp_formulanet_vision": {"image_size": 32},
