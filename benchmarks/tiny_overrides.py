@@ -40,6 +40,8 @@ OVERRIDES: dict[str, Raw] = {
     "swinv2": {"patch_size": 2, "num_channels": 1, "image_size": 16},
     # a patch of this picture has 16 by 16 pixels, whatever is said
     "vitmatte": {"backbone_config": {"num_channels": 1}},
+    # the side of a picture by another name: four patches, as elsewhere
+    "vjepa2": {"crop_size": 16, "image_size": 16},
     # pictures at the last stage no smaller than what is pooled
     "upernet": {"pool_scales": [1, 2], "backbone_config": {"image_size": 128}},
     "vibevoice_acoustic_tokenizer": _TOKENIZER,
