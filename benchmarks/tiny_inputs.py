@@ -188,7 +188,9 @@ def _ids(config: Any, whole: Callable[..., Tensor], length: int, name: str) -> T
 
 def _pixels(config: Any, normal: Callable[..., Tensor], name: str, variant: int) -> Tensor:
     vision = find(config, "vision_config", "backbone_config") or config
-    size = find(vision, "image_size", "img_size", "input_size", "max_img_size") or 64
+    # a detector has more places to look at than it asks for
+    places = 128 if is_whole(find(config, "num_queries")) else 64
+    size = find(vision, "image_size", "img_size", "input_size", "max_img_size") or places
     size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
     height, width = size[:2] if isinstance(size, list | tuple) else (size, size)
     if variant == 3:

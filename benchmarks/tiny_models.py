@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tiny_inputs import SENSES, VOCABULARY, candidates, find, parts
+from tiny_overrides import overridden
 from tiny_sizes import by_role, by_twin, cleaned
 from tiny_squeeze import squeezed
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ SIZES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def small_config(cls: Any, how: Callable[[dict[str, Any]], dict[str, Any]], tokens: int = VOCABULARY) -> Any:
     """A small configuration of a class of configurations, with so many tokens."""
-    return _config(cls, _with_tokens(how(cleaned(cls().to_dict())), tokens))
+    return _config(cls, overridden(_with_tokens(how(cleaned(cls().to_dict())), tokens)))
 
 
 def _with_tokens(raw: dict[str, Any], tokens: int) -> dict[str, Any]:
@@ -94,6 +95,12 @@ def _config(cls: Any, raw: dict[str, Any]) -> Any:
     return config
 
 
+# for models that are too large at all of those
+NARROW: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "width 8, 2 layers": by_role(layers=2),
+    "width 4": by_role(width=4, head_dim=2, inner=4),
+    "width 4, 2 layers": by_role(width=4, head_dim=2, inner=4, layers=2),
+}
 # for models of which one layer is not enough
 DEEP: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "twin, 2 layers": by_twin(2),
@@ -118,7 +125,9 @@ def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False, to
     found: list[Tiny] = []
     errors: list[str] = []
     large: list[dict[str, Any]] = []
-    for name, how in (DEEP if deep else SIZES).items():
+    for name, how in (DEEP if deep else SIZES | NARROW).items():
+        if not deep and name in NARROW and min((t.parameters for t in found), default=LARGE) <= SMALL:
+            break
         try:
             config = small_config(config_class, how, tokens)
             model = _build(model_class, config)
@@ -147,15 +156,17 @@ def tiny(model_class: type[nn.Module], config_class: Any, deep: bool = False, to
 def _squeezed(model_class: type[nn.Module], config_class: Any, raw: dict[str, Any]) -> Tiny:
     """A smaller model than that of a configuration, which may be too large to run."""
 
+    def config(raw: dict[str, Any]) -> Any:
+        return _config(config_class, overridden(raw))
+
     def count(raw: dict[str, Any]) -> int:
         with torch.device("meta"):
-            return sum(p.numel() for p in model_class(_config(config_class, raw)).parameters())
+            return sum(p.numel() for p in model_class(config(raw)).parameters())
 
     def runs(raw: dict[str, Any]) -> bool:
-        return count(raw) > LARGE or bool(_running(_build(model_class, _config(config_class, raw))))
+        return count(raw) > LARGE or bool(_running(_build(model_class, config(raw))))
 
-    raw = squeezed(raw, count, runs, ROOMY)
-    model = _build(model_class, _config(config_class, raw))
+    model = _build(model_class, config(squeezed(raw, count, runs, ROOMY)))
     return Tiny(model, _running(model), "squeezed")
 
 

@@ -95,6 +95,7 @@ _ROLES: tuple[tuple[re.Pattern[str], _Small], ...] = tuple(
         (r"intermediate|ffn|d_?ff|dim_ff|inner|mlp_dim|feed_?forward|linear_units", lambda s, v: s.inner),
         (r"time_step_rank|dt_rank", lambda s, v: 4),
         (r"state_size|d_state|ssm_state", lambda s, v: 3),
+        (r"d_ssm$", lambda s, v: 2 * s.width),
         (r"^upsample_groups", lambda s, v: s.width),
         (r"codebooks$|quantizers$", lambda s, v: 2),
         (r"groups$", lambda s, v: s.groups),
@@ -119,8 +120,10 @@ _SHORT: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = tuple(
         (r"(^|mamba_|attention_)chunk_size$|attn_chunk_length$|^local_transformer_stride$", lambda v: 4),
         (r"(^|_)(low)?rank$|lora", lambda v: 4),
         (r"context_left$", lambda v: 5),
+        (r"^sliding_window_size$", lambda v: 8),
+        (r"^posemb_grid_size$", lambda v: GRID),
         (r"prompt_length$|(prompt|segment)_types$|horizon_length$|^patch_length$|^num_windows$", lambda v: 4),
-        (r"num_classes$|num_\w+_labels$|num_\w+_classes$", lambda v: LABELS),
+        (r"num_classes$|num_\w+_labels$|num_\w+_classes$|^head_out_channels$", lambda v: LABELS),
         (r"_bins$|^max_rel_(2d_)?pos$|^rel_extent$|^max_xpath_\w+_embeddings$|^chroma_length$", lambda v: 8),
         (r"^visual_prompt_size$", lambda v: 8),
         (r"^(tag|subs)_pad_id$", lambda v: 6),
@@ -133,13 +136,19 @@ _SHORT: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = tuple(
 _FACTORS = {
     "width_coefficient": 0.01,
     "width_mult": 0.1,
-    "width_multiplier": 0.1,
+    "width_multiplier": 0.03,
     "depth_multiplier": 0.01,
     "depth_coefficient": 0.1,
     "mlp_ratio": 1,
     "mlp_ratios": 1,
     "pred_mlp_ratio": 1,
+    "depth_mult": 0.34,
+    "expand_ratio": 2,
+    "expand_ratios": 2,
+    "hidden_expansion": 0.5,
 }
+# levels of features of a picture, one behind the other: two of them say it all
+_LEVELS = ("encoder_in_channels", "decoder_in_channels", "feat_strides")
 # steps in a row that a signal is made shorter or longer by: two of them say it all
 _STACKED = ("conv_dim", "conv_stride", "conv_kernel", "upsample_rates", "upsample_kernel_sizes")
 _RESAMPLED = ("upsampling_ratios", "downsampling_ratios")
@@ -196,6 +205,7 @@ def shortened(raw: Raw, stages: int = 0) -> Raw:
         raw: the configuration.
         stages: how many of the stages of a pyramid to keep; all where 0.
     """
+    raw = _two_levels(raw)
     depths = next((raw[k] for k in ("depths", "depth") if isinstance(raw.get(k), list)), [])
     cut = stages if 0 < stages < len(depths) and not isinstance(raw.get("out_indices"), list) else 0
     steps = min(2, len(raw["conv_stride"])) if isinstance(raw.get("conv_stride"), list) else 2
@@ -203,6 +213,8 @@ def shortened(raw: Raw, stages: int = 0) -> Raw:
     for key, value in raw.items():
         if isinstance(value, dict) and key not in ("id2label", "label2id"):
             out[key] = shortened(value, stages)
+        elif isinstance(value, list) and key == "block_configs":
+            out[key] = [[_block(block) for block in (*blocks[:1], *blocks[1:][-1:])] for blocks in value]
         elif cut and isinstance(value, list) and len(value) == len(depths):
             out[key] = [_short(key, v) for v in (*value[: cut - 1], value[-1])]
         elif isinstance(value, list) and key in _STACKED:
@@ -220,6 +232,30 @@ def shortened(raw: Raw, stages: int = 0) -> Raw:
         else:
             out[key] = _short(key, value)
     return out
+
+
+def _two_levels(raw: Raw) -> Raw:
+    """With two levels of the features of a picture, where each has its entry in lists."""
+    levels = next((raw[k] for k in (*_LEVELS, "reassemble_factors") if isinstance(raw.get(k), list)), [])
+    backbone = raw.get("backbone_config")
+    if len(levels) < 3 or not isinstance(backbone, dict) or not isinstance(backbone.get("out_indices"), list):
+        return raw
+    if {"x4_feat_dim", "num_attractors"} & raw.keys():  # read by number in the code
+        return raw
+    n = len(levels)
+    out = {k: [v[0], v[-1]] if isinstance(v, list) and len(v) == n else v for k, v in raw.items()}
+    ends = {k: v[-2:] for k, v in backbone.items() if k in ("out_indices", "out_features") and isinstance(v, list)}
+    found: Raw = {"backbone_config": backbone | ends}
+    if "feat_strides" in raw:  # neighbours: each is half as large as the one before
+        found |= {k: raw[k][-2:] for k in _LEVELS if isinstance(raw.get(k), list)}
+        found |= {k: 2 for k in ("num_feature_levels", "decoder_n_levels") if k in raw} | {"encode_proj_layers": [1]}
+    return out | found
+
+
+def _block(block: Any) -> Any:
+    """A block of a convolutional net as kernel, channels before and after it, stride and so on."""
+    kernel, *channels = block[:3]
+    return [kernel, *(min(8, n) for n in channels), *block[3:]]
 
 
 def _short(key: str, value: Any) -> Any:
@@ -268,6 +304,8 @@ def _fitting(config: Raw, sizes: Sizes) -> Sizes:
     depths = config.get("depths")
     if isinstance(depths, list) and len(depths) > 1 and sizes.image is None:
         sizes = replace(sizes, image=min(64, GRID * sizes.patch * 2 ** (len(depths) - 1)))
+    if is_whole(config.get("output_stride")) and sizes.image is None:
+        sizes = replace(sizes, image=64)
     return sizes
 
 

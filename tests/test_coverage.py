@@ -13,6 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import coverage_page  # noqa: E402
 import tiny_models  # noqa: E402
+import tiny_overrides  # noqa: E402
 import tiny_sizes  # noqa: E402
 import tiny_squeeze  # noqa: E402
 
@@ -111,6 +112,44 @@ def test_a_pyramid_keeps_its_first_and_its_last_stage() -> None:
     assert tiny_sizes.shortened(raw, 0) == raw
     # four by four patches are left where it is coarsest
     assert tiny_sizes.by_role()(raw)["image_size"] == 4 * 4 * 2
+
+
+def test_of_levels_of_features_two_are_left() -> None:
+    raw = {
+        "feat_strides": [8, 16, 32],
+        "encoder_in_channels": [512, 1024, 2048],
+        "num_feature_levels": 3,
+        "encode_proj_layers": [2],
+        "backbone_config": {"out_indices": [2, 3, 4]},
+    }
+    assert tiny_sizes.shortened(raw) == {
+        "feat_strides": [16, 32],
+        "encoder_in_channels": [1024, 2048],
+        "num_feature_levels": 2,
+        "encode_proj_layers": [1],
+        "backbone_config": {"out_indices": [3, 4]},
+    }
+    assert tiny_sizes.shortened(raw | {"x4_feat_dim": 128})["feat_strides"] == [8, 16, 32]
+
+
+def test_of_the_blocks_of_a_stage_the_first_and_the_last_are_left() -> None:
+    raw = {
+        "block_configs": [[[3, 16, 32, 1, False]], [[3, 32, 64, 2, True], [3, 64, 64, 1, False], [5, 64, 64, 1, True]]]
+    }
+    assert tiny_sizes.shortened(raw)["block_configs"] == [
+        [[3, 8, 8, 1, False]],
+        [[3, 8, 8, 2, True], [5, 8, 8, 1, True]],
+    ]
+
+
+def test_sizes_of_a_type_hold_inside_of_another() -> None:
+    raw = {"model_type": "upernet", "pool_scales": [1, 2, 3, 6], "backbone_config": {"depths": [1, 1]}, "width": 8}
+    assert tiny_overrides.overridden(raw) == raw | {
+        "pool_scales": [1, 2],
+        "backbone_config": {"depths": [1, 1], "image_size": 128},
+    }
+    inside = {"model_type": "any", "vision_config": {"model_type": "got_ocr2_vision", "image_size": 16}}
+    assert tiny_overrides.overridden(inside)["vision_config"]["image_size"] == 32
 
 
 @pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model"])
