@@ -15,17 +15,15 @@ from torchgauge.action.row_scale_action import RowScaleStage
 from torchgauge.action.shift_action import ShiftStage
 from torchgauge.gauge import GaugeGroup
 from torchgauge.observable import Observable, observed
-from torchgauge.spaces.adapters import adapted
 from torchgauge.spaces.align import aligned
 from torchgauge.spaces.constraints import PICKED, Program
 from torchgauge.spaces.cuts import aims_differ
 from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
-from torchgauge.spaces.folding import folded, pruned, unread
+from torchgauge.spaces.folding import folded, unread
 from torchgauge.spaces.frames import FramePass
 from torchgauge.spaces.gains import places
-from torchgauge.spaces.parity import symmetrised
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.row_scales import RowScales
 from torchgauge.spaces.shifts import ShiftPass
@@ -61,10 +59,7 @@ def infer(
 
 def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
     """Run all passes over a lowered program."""
-    whole, simpler = program, symmetrised(adapted(program))
-    lowered, coordinates = folded(simpler)
-    if simpler is not whole:
-        lowered = pruned(lowered)
+    whole, (lowered, coordinates) = program, folded(program)
     lowered = unmasked(lowered)
     program = distribute(lowered)
     idle = [Free(name, at) for name, at in unread(whole, lowered, program)]

@@ -92,11 +92,11 @@ class Values:
 
     def _by_row(self, one: c.Rest, rows: c.Rows, name: str) -> Tensor:
         """What is added to every row of a table."""
-        coordinates, numbers, like = one.recipes.coordinates, one.recipes.numbers, self.parameter(name)
+        numbers, like = one.recipes.numbers, self.parameter(name)
         assert numbers is not None
         ones = torch.ones(1, dtype=torch.float64).expand(like.shape)
         factor = numbers.rows(rows.shown, rows.index, 1, lambda other: ones)
-        found = numbers.rows(one.x, rows.index, like.shape[0], lambda other: self.raw(other, coordinates))
+        found = numbers.rows(one.x, rows.index, like.shape[0], self.raw)
         return (rows.alpha * found / factor).reshape(like.shape)
 
     def of(self, t: c.Tensor, recipes: c.Recipes) -> Tensor:

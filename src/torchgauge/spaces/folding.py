@@ -18,9 +18,11 @@ from math import prod
 import torch
 
 from torchgauge.spaces import constraints as c
+from torchgauge.spaces.adapters import adapted
 from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.directions import RelationPass, grouping
 from torchgauge.spaces.lookups import looked_up
+from torchgauge.spaces.parity import symmetrised
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
 PLAIN = (*VIEWS, c.Concat, c.Contract, c.Add, c.Mul, c.Reduce, c.Normalize, c.Softmax)
@@ -33,14 +35,17 @@ Terms = list[c.Tensor]
 
 
 def folded(program: c.Program) -> tuple[c.Program, c.Program]:
-    """An equal program in which biases have taken up constants, the same object if there are none; and all coordinates.
+    """An equal program in which parameters have taken up what others compute, the same object if there is nothing of
+    the sort; and all coordinates.
 
     The second program has every parameter of the given one, in the coordinates of the first, and no constraints.
     """
+    # tables first: their numbers are those of the traced graph, in which no intermediate result has changed yet
     tabled, recipes = looked_up(program)
-    tabled = _pruned(tabled) if tabled is not program else program
-    folder = _Folder(tabled)
-    new = folder.run() if folder.any() else tabled
+    simpler = symmetrised(adapted(tabled))
+    simpler = pruned(simpler) if simpler is not program else program
+    folder = _Folder(simpler)
+    new = folder.run() if folder.any() else simpler
     recipes.coordinates.update(folder.recipes.coordinates)
     idle = {name: c.Coordinate(name) for name in program.idle}
     return new, c.Program(
