@@ -60,31 +60,34 @@ class Absorber:
         words = dict(zip(made.out_labels, yl, strict=True))
         words = {b: words.get(b, f"in {b}") for b in (*al, *il)}
         al, il = tuple(words[b] for b in al), tuple(words[b] for b in il)
+        outside = {b for b in (*wl, *al) if b in r.out_labels or b in il}
         leaves, factor = self.summands(r.out)
         names = {t.name for t in map(self.root, (w, inner, *([a] if a is not None else [])))}
         found: Added = []
         for leaf, times in leaves:
-            by = slope * factor / times
             u = self.makers.get(leaf)
             if found or not isinstance(u, c.Contract) or self.alone(leaf) is None:
                 continue
             if spec := self._parallel(u, source, il, r.out_labels):
                 shown, labels = spec
-                if self.free(shown, names) and set(labels) <= {*wl, *al}:
-                    x = self.product(w, wl, inner, al, labels)
+                if self.free(shown, names) and set(labels) == outside:
+                    x = self.times(self.product(w, wl, inner, al, labels), slope * factor / times)
                     if x.shape == shown.shape:
-                        found.append((self.root(shown).name, self.rest(self.steps(shown), self.times(x, by))))
+                        found.append((self.root(shown).name, self.rest(self.steps(shown), x)))
         if not found:
             raise Held
         if a is None:
             return found
+        if a.shape != tuple(n if b in wl else 1 for b, n in zip(yl, y.shape, strict=True)):
+            raise Held
+        shape = tuple(n if b in wl else 1 for b, n in zip(r.out_labels, r.out.shape, strict=True))
         for leaf, times in leaves:
-            if self.free(leaf, names):
+            if leaf.shape == shape and self.free(leaf, names):
                 shared = tuple(b for b in yl if b in wl)
                 sizes = dict(zip(wl, w.shape, strict=True))
                 bias = self.shown(a, tuple(sizes[b] for b in shared))
                 x = self.product(w, wl, bias, shared, tuple(b for b in r.out_labels if b in wl))
-                x = self.times(self.shown(x, leaf.shape), slope * factor / times)
+                x = self.times(self.shown(x, shape), slope * factor / times)
                 return [*found, (self.root(leaf).name, self.rest(self.steps(leaf), x))]
         raise Held
 
@@ -109,7 +112,7 @@ class Absorber:
         return w, tuple(words[b] for b in wl)
 
     def summands(self, z: c.Tensor) -> tuple[list[tuple[c.Tensor, float]], float]:
-        """All terms of the sum that z is a term of, with their factors, and the factor of z."""
+        """The terms of the sum that z is one of, if they stand there once, with their factors, and the factor of z."""
         root = z
         while (k := self.alone(root)) is not None and (isinstance(k, c.Add) or multiple(k)) and k.out.shape == z.shape:
             root = k.out
@@ -129,7 +132,7 @@ class Absorber:
         mine = [by for t, by in leaves if t is z]
         if len(mine) != 1:
             raise Held
-        return leaves, mine[0]
+        return [(t, by) for t, by in leaves if sum(t is other for other, _ in leaves) == 1], mine[0]
 
     # -- parameters --------------------------------------------------------------------------------------------
     def weight(self, k: c.Contract, t: c.Tensor) -> tuple[c.Tensor, tuple[str, ...], tuple[str, ...]]:

@@ -31,11 +31,11 @@ class _Merger(Absorber):
     def _inner(self, y: c.Tensor) -> tuple[c.Contract | None, c.Tensor | None, float]:
         """The first map of a pair, its bias, and a number in between."""
         by, a, k = 1.0, None, self.makers.get(y)
-        while k is not None and multiple(k):
+        while k is not None and multiple(k) and k.inputs[0].shape == y.shape:
             by, k = by * k.y.fill, self.makers.get(k.x)  # type: ignore[attr-defined]
         if isinstance(k, c.Add) and k.alpha == 1.0 and k.x.shape == y.shape and self.parameter(k.y):
             k, a = self.makers.get(k.x), k.y
-        return (k, a, by) if isinstance(k, c.Contract) and not k.window else (None, None, by)
+        return (k, a, by) if isinstance(k, c.Contract) and not k.window and k.out.shape == y.shape else (None, None, by)
 
     def _entering(self, z: c.Tensor) -> tuple[c.Constraint | None, c.Tensor]:
         """What reads z alone, through multiples of it, and the last of these."""

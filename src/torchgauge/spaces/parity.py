@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.absorb import Absorber, Added, Held, multiple, number
+from torchgauge.spaces.directions import grouping
 
 
 def symmetrised(program: c.Program) -> c.Program:
@@ -89,8 +90,9 @@ class _Symmetriser(Absorber):
         w, wl, tl = self.weight(k, t)
         if (k.window and not k.shift_safe) or any(a not in (*wl, *k.out_labels, *k.window) for a in tl):
             raise Held
-        z = k.out
+        z, shape = k.out, tuple(n if a in wl else 1 for a, n in zip(k.out_labels, k.out.shape, strict=True))
         while isinstance(after := self.alone(z), c.Reshape):
+            shape = _reshaped(shape, z.shape, after.out.shape)
             z = after.out
         if not isinstance(after, c.Add) or after.alpha != 1.0:
             raise Held
@@ -100,7 +102,9 @@ class _Symmetriser(Absorber):
         sizes = dict(zip(wl, w.shape, strict=True))
         ones = number(tuple(sizes[a] for a in summed), value, k)
         made = self.product(ones, summed, w, wl, tuple(a for a in k.out_labels if a in wl))
-        return name, self.rest(views, self.shown(made, after.y.shape))
+        if after.y.shape != shape:
+            raise Held
+        return name, self.rest(views, self.shown(made, shape))
 
     # -- even but for a slope ----------------------------------------------------------------------------------
     def _level(self, k: c.Pointwise) -> Added:
@@ -118,3 +122,16 @@ class _Symmetriser(Absorber):
                 raise Held
             found += self.beside(r, k.out, made, a, k.profile.slope)
         return found
+
+
+def _reshaped(short: tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape, behind a reshape, of what is repeated along the dimensions of size one in `short`."""
+    shape = list(new)
+    for left, right in grouping(old, new):
+        repeated = {short[d] == 1 for d in left if old[d] > 1}
+        if len(repeated) > 1:
+            raise Held
+        if repeated == {True}:
+            for d in right:
+                shape[d] = 1
+    return tuple(shape)
