@@ -1,4 +1,4 @@
-"""What looks like a bias or a map beside units and is none: signs are found where they are right, and no element errs."""
+"""What looks like a bias or a map beside units and is none: signs are found where they are right, and are sound."""
 
 from __future__ import annotations
 
