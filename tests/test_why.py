@@ -52,7 +52,7 @@ def without(why: Why) -> dict[str, str | None]:
     ("activation", "keeps", "name"),
     [
         (nn.ReLU(), "permutations of 5 with positive scales", "relu"),
-        (nn.ReLU6(), "permutations of 5", "clamp"),
+        (nn.ReLU6(), "signed permutations of 5", "clamp"),
         (nn.Tanh(), "signed permutations of 5", "tanh"),
         (nn.GELU(), "permutations of 5", "gelu"),
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import prod
 
 from torchgauge.action.additive import Additive
@@ -27,14 +28,14 @@ CONNECTED = {"GL": 2, "O": 2, "O1": 2, "complex": 1, "turn": 1}
 """Connected components of one copy."""
 
 
-def frame_factors(stage: FrameStage) -> list[Factor]:
-    """Matrices, permutations, scales and signs."""
+def frame_factors(stage: FrameStage, followers: Mapping[str, frozenset[str]] = {}) -> list[Factor]:
+    """Matrices, permutations, scales and signs; the latter move what has taken up a constant behind the units too."""
     where = touched(stage)
     out = [_matrix_factor(r, where[r]) for r in stage.vectors]
     out += [_shear_factor(r, where[r]) for r in stage.sheared]
     out += [_permutation_factor(r, where[r]) for r in stage.indices]
     out += [_charge_factor(stage, v, odd=False) for v in stage.log_vars]
-    out += [_charge_factor(stage, v, odd=True) for v in stage.sign_vars]
+    out += [followed(_charge_factor(stage, v, odd=True), followers) for v in stage.sign_vars]
     return out
 
 
@@ -173,6 +174,16 @@ def approximate_factors(exact: FrameStage, limit: FrameStage) -> list[Factor]:
             )
             missing -= extra
     return out
+
+
+def followed(factor: Factor, followers: Mapping[str, frozenset[str]]) -> Factor:
+    """A factor with the parameters too that move since they have taken up what its own compute."""
+    names = dict.fromkeys(factor.parameters)
+    while more := [name for name, cone in followers.items() if name not in names and not cone.isdisjoint(names)]:
+        names |= dict.fromkeys(more)
+    if len(names) == len(factor.parameters):
+        return factor
+    return replace(factor, name=place(names), parameters=tuple(names))
 
 
 def place(parameters: Iterable[str]) -> str:

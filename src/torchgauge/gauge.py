@@ -82,15 +82,26 @@ class GaugeGroup:
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
         """All factors; those that hold only as ε → 0 (`exact` False) come last and are not part of the group."""
+        followers = self._followers
+        additive = (factor for stage in self.additive for factor in describe.additive_factors(stage))
         exact = [
-            *describe.frame_factors(self.frames),
-            *(factor for stage in self.additive for factor in describe.additive_factors(stage)),
+            *describe.frame_factors(self.frames, followers),
+            *(describe.followed(factor, followers) for factor in additive),
         ]
         limit = describe.approximate_factors(self.frames, self._limit) if self._limit is not None else []
         more = [replace(factor, exact=False) for stage in self._beyond for factor in describe.additive_factors(stage)]
         # one number for a whole table is a part of one for each of its rows
         rows = {factor.parameters for factor in more}
         return (*exact, *(factor for factor in limit if factor.parameters not in rows), *more)
+
+    @cached_property
+    def _followers(self) -> dict[str, frozenset[str]]:
+        """Parameters that take up what others compute, with these others."""
+        programs = (self.program, *(stage.program for stage in self.additive))
+        found: dict[str, frozenset[str]] = {}
+        for at in (at for program in programs for at in program.coordinates.values() if at.rests):
+            found[at.name] = found.get(at.name, frozenset()).union(*(rest.cone for rest in at.rests))
+        return found
 
     @cached_property
     def rigid(self) -> tuple[Rigid, ...]:

@@ -6,7 +6,7 @@ beside it (theory section 2, "Signs with a shift", and section 3, "Maps beside m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 
@@ -178,7 +178,14 @@ class Absorber:
     # -- what is taken up --------------------------------------------------------------------------------------
     def rest(self, views: tuple[c.Constraint, ...], x: c.Tensor) -> c.Rest:
         """Coordinates are those of now: a later change is none of this."""
-        return c.Rest(views, x, c.Recipes(self.makers, {}, dict(self.coordinates), self.program.numbers))
+        recipes = c.Recipes(self.makers, {}, dict(self.coordinates), self.program.numbers)
+        return c.Rest(views, x, recipes, cone=frozenset(self._cone(x)))
+
+    def _cone(self, x: c.Tensor) -> Iterator[str]:
+        if x.role == "param":
+            yield x.name
+        for t in self.makers[x].inputs if x in self.makers else ():
+            yield from self._cone(t)
 
     def product(
         self, x: c.Tensor, xl: tuple[str, ...], y: c.Tensor, yl: tuple[str, ...], out: tuple[str, ...]

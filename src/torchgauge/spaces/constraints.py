@@ -374,7 +374,7 @@ class Rest:
     """What is added to one view of a parameter, in front of it: `x`, of the shape of the view.
 
     `sum`: where x itself is not known in numbers, a tensor that is x plus the view. `rows`: where x is a function of
-    the row, how it follows.
+    the row, how it follows. `cone`: names of the parameters that x follows from.
     """
 
     views: tuple[Constraint, ...]
@@ -382,6 +382,7 @@ class Rest:
     recipes: Recipes
     sum: Tensor | None = None
     rows: Rows | None = None
+    cone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -321,9 +321,9 @@ class _Folder:
             return None
         known = self.old.numbers is not None and self.old.numbers.knows(k.out)
         if self._evaluable(found):
-            rest = c.Rest(views, found, self.recipes)
+            rest = c.Rest(views, found, self.recipes, cone=self.cones[other])
         elif known and len(terms) == 1 and bias in k.inputs:
-            rest = c.Rest(views, found, self.recipes, k.out)
+            rest = c.Rest(views, found, self.recipes, k.out, cone=self.cones[other])
         else:
             return None
         self.recipes.coordinates[param.name] = replace(at, kind="computed", rests=(*at.rests, rest))

@@ -120,7 +120,7 @@ class _Tables:
         if not bool(numbers.rows(shown, mine.index, 1, lambda name: ones).all()):
             return False
         alpha = k.alpha if other is k.y else 1.0 / k.alpha
-        rest = c.Rest((), other, self.recipes, rows=c.Rows(shown, mine.index, alpha))
+        rest = c.Rest((), other, self.recipes, rows=c.Rows(shown, mine.index, alpha), cone=theirs.cone)
         self.recipes.coordinates[table.name] = replace(at, kind="computed", rests=(rest,))
         return True
 
