@@ -151,8 +151,9 @@ class GIN(nn.Module):
 class GAT(nn.Module):
     """One layer of graph attention: the scores of a node's incoming edges go through a softmax."""
 
-    def __init__(self, d: int, n: int, out: int, heads: int = 1) -> None:
+    def __init__(self, d: int, n: int, out: int, heads: int = 1, leaky: bool = True) -> None:
         super().__init__()
+        self.leaky = leaky
         self.value = nn.Linear(d, heads * n, bias=False)
         self.to_source, self.to_target = nn.Parameter(torch.zeros(heads, n)), nn.Parameter(torch.zeros(heads, n))
         self.out = nn.Linear(heads * n, out)
@@ -162,11 +163,14 @@ class GAT(nn.Module):
         source, target = edges
         h = self.value(x).view(x.shape[0], self.heads, -1)
         scores = (h * self.to_source).sum(-1)[source] + (h * self.to_target).sum(-1)[target]
-        scores = torch.exp(F.leaky_relu(scores, 0.2))
+        scores = torch.exp(F.leaky_relu(scores, 0.2) if self.leaky else scores)
         total = torch.zeros(x.shape[0], self.heads, dtype=x.dtype).index_add(0, target, scores)
         weights = scores / total[target]
         mixed = torch.zeros_like(h).index_add(0, target, weights[..., None] * h[source])
         return self.out(F.relu(mixed).flatten(1))
+
+
+_segments = "a softmax over the edges of a node, written with sums, is not seen to ignore what the node adds"
 
 
 def graph(d: int, scale: float = 1.5) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
@@ -341,6 +345,8 @@ CASES: tuple[Case, ...] = (
     Case("gcn_scatter_add", lambda: GCN(3, 4, 2, scatter=True), graph(3), 4, row="1.6"),
     Case("gin", lambda: GIN(3, 4, 2), graph(3), 4 + 4 + 4, row="1.6", centre=True, seed=1),
     Case("gat", lambda: GAT(4, 3, 2), graph(4), 3, row="1.6"),
+    Case("gat_wide", lambda: GAT(3, 5, 2), graph(3), 5 + 2 * 2, row="1.6"),
+    Case("gat_plain", lambda: GAT(4, 3, 2, leaky=False), graph(4), 3, 6, "1.6", _segments),
     Case("gat_heads", lambda: GAT(4, 3, 2, heads=2), graph(4), 6, row="1.6"),
     Case("torch_bilinear", lambda: Bilinear(4, 3, 4, 2), pair(200, 4, 4), 9 + 9, row="theory 2"),
     Case("embedding_bag_mean", lambda: Bags(9, 3, 4, "mean"), bags(9, 80, 3), 9 + 3, row="1.1"),
