@@ -213,9 +213,7 @@ def transport(table: Table, samples: Samples, steps: Tensor, vectors: Tensor) ->
     if any(any(row) for row in table.left):
         return None
     fields, d = vectors.shape[1:3]
-    forms = (_coefficients(table, vectors.dtype, vectors.device)[0] @ stacked(samples)).view(
-        -1, *samples.node(0).shape
-    )
+    forms = (_coefficients(table, vectors.dtype, vectors.device)[0] @ stacked(samples)).view(-1, *samples.node(0).shape)
     forms = (forms * column(steps, vectors)).view(-1, samples.count, fields, d, d)
     total, products = vectors + forms[-1] @ vectors, []
     for i in range(table.products):

@@ -237,9 +237,7 @@ def _planned(
     return method, *plan(method, source, edges, tolerance, most)
 
 
-def _cheaper(
-    half: bool, source: Source, edges: Edges, tolerance: float
-) -> Iterator[tuple[FactoredDyson, RungeKutta]]:
+def _cheaper(half: bool, source: Source, edges: Edges, tolerance: float) -> Iterator[tuple[FactoredDyson, RungeKutta]]:
     """Methods that may cost less than rk8, and who judges them. Small matrices are as fast in either precision."""
     small = source.size <= SMALL
     half = half and source.dtype in HALF and tolerance >= HALF_FROM and not small

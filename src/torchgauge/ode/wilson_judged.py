@@ -152,8 +152,8 @@ def _kept_doubles(eps: float, method: Method, ends: tuple[float, ...], tolerance
 def _doubles_of(eps: float, method: Method, edges: Edges, tolerance: float) -> _Doubles:
     counts = _counts(edges, _guess(method, SAFETY * tolerance))
     coarse, fine = even(counts), even([2 * n for n in counts])
-    parts = zip((coarse.layer, coarse.left, coarse.right), (fine.layer, fine.left, fine.right), strict=True)
-    mesh = Mesh(*map(np.concatenate, parts), coarse.counts)
+    both = [np.concatenate([getattr(mesh, name) for mesh in (coarse, fine)]) for name in ("layer", "left", "right")]
+    mesh = Mesh(both[0], both[1], both[2], coarse.counts)
     times, offsets = grid(eps, mesh, edges, method.nodes, share=False)
     levels = (method.order + 1) * np.log(np.abs(coarse.steps(edges).detach().numpy()))
     return _Doubles(coarse, fine, times, offsets, mesh.steps(edges), levels)

@@ -94,9 +94,7 @@ def probes(source: Source, pieces: int, seed: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _probes(
-    shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device, _inference: bool
-) -> Tensor:
+def _probes(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device, _inference: bool) -> Tensor:
     v = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return v.to(device, dtype)
 
@@ -163,9 +161,7 @@ def _doubled(
     return errors, torch.cat(lines) if keep and lines else None
 
 
-def _transported(
-    method: Method, source: Source, part: Mesh, edges: Edges, seed: int
-) -> tuple[Tensor, Tensor] | None:
+def _transported(method: Method, source: Source, part: Mesh, edges: Edges, seed: int) -> tuple[Tensor, Tensor] | None:
     """Random vectors after one step and after two half steps, where that costs less than lines."""
     v = probes(source, len(part), seed)
     rows = [[*method.nodes], [c / 2 for c in method.nodes], [0.5 + c / 2 for c in method.nodes]]
