@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -33,7 +33,8 @@ METHODS: dict[str, Method] = {
 FIRST_TIMES = 96  # up to this many, all times at which w is wanted serve to find out what it returns
 _size = [0]  # bytes of w at one time in the last call, a guess for the next
 MANY_LAYERS = 6  # of more, each may be so short that a method of lower order does
-SIXTH_FROM = 1e-8  # of few layers, from this tolerance on order 6 costs less than order 8
+SIXTH_FROM = 1e-7  # of few layers, from this tolerance on order 6 costs less than order 8,
+SIXTH_SMALL = 1e-8  # and for small matrices from this one
 HALF_FROM = 1e-9  # products in half the precision are tried from this tolerance on,
 HALF_UNSURE = 1e-7  # and up to this one their rounding may be why they fail
 
@@ -111,13 +112,13 @@ def wilson(
         tolerance: for each layer, the rms error of a transported random unit vector, relative where the line grows.
             Errors are estimated, not bounded. By default eps^(4/5) of w's dtype, 3e-13 in float64.
         slices: fixed number of slices of each layer, instead of a tolerance.
-        method: "rk8", "rk6", "rk4", "dyson6", "dyson4", "magnus6", "magnus4", "free4", or a `Method`. "auto" is rk8, or
-            with many layers a cheaper one for which one slice of each is enough.
+        method: "rk8", "rk6", "rk4", "dyson6", "dyson4", "magnus6", "magnus4", "free4", or a `Method`. "auto" is rk8,
+            for tolerances from 1e-7 on dyson6; with many layers a cheaper one for which one slice of each is enough.
         group_preserving: choose a method that keeps lines in the group, such as SO(d) for antisymmetric w, to rounding.
         mixed: products of the factored series in half the precision of w, float32 for float64, and all else in that of
-            w. By default never with given slices or a given method; for a tolerance of 1e-9 or more where the error,
-            which is measured on the lines with their rounding, meets it. False forbids it. True is for given slices of
-            "dyson4", or of "dyson6", which is then what "auto" takes.
+            w. By default never with given slices or a given method; a choice of "auto" where the error, measured on the
+            lines with their rounding, meets a tolerance of at least 1e-7 (one slice for each layer: 1e-9). False
+            forbids it. True is for given slices of "dyson4", or of "dyson6", which is then what "auto" takes.
         reverse: take the edges from last to first: inverse lines, the last layer's first.
         max_slices: where the search for a mesh gives up.
 
@@ -136,8 +137,7 @@ def wilson(
         chosen = _mixed(chosen, slices)
     if slices is None:
         free = method == "auto" and chosen is RK8 and not transformed()
-        small = free and _small_look(ends, tolerance)
-        source = Source(w, b, ends, first_look(DYSON6, ends, tolerance) if small and tolerance else None)
+        source = Source(w, b, ends, _first_look(ends, tolerance) if free else None)
         _size[0] = source.matrices
         if transformed():
             remedy = "Pass slices=..., a fixed number for each layer."
@@ -199,15 +199,12 @@ def _counts(slices: int | Sequence[int], layers: int) -> list[int]:
     return counts
 
 
-def _small_look(edges: Edges, tolerance: float | None) -> bool:
-    """Whether the times at which small matrices are wanted may serve for the first look at w."""
-    return (
-        tolerance is not None
-        and SIXTH_FROM <= tolerance < 1
-        and len(edges) <= MANY_LAYERS
-        and edges.kept is not None
-        and _size[0] <= 8 * SMALL**2
-    )
+def _first_look(edges: Edges, tolerance: float | None) -> Callable[[float], Tensor] | None:
+    """The times at which small matrices are wanted, where they may serve for the first look at w."""
+    small = 0 < _size[0] <= 8 * SMALL**2 and len(edges) <= MANY_LAYERS and edges.kept is not None
+    if tolerance is None or not small or not SIXTH_SMALL <= tolerance < 1:
+        return None
+    return first_look(DYSON6, edges, tolerance)
 
 
 def _mixed(method: Method, slices: int | Sequence[int] | None) -> FactoredDyson:
@@ -242,7 +239,7 @@ def _cheaper(half: bool, source: Source, edges: Edges, tolerance: float) -> Iter
     small = source.size <= SMALL
     half = half and source.dtype in HALF and tolerance >= HALF_FROM and not small
     if len(edges) <= MANY_LAYERS:
-        if tolerance >= SIXTH_FROM:
+        if tolerance >= (SIXTH_SMALL if small else SIXTH_FROM):
             yield DYSON6.mixed if half else DYSON6, RK8
     elif not small:
         for method, judge in ((DYSON4, RK6), (DYSON6, RK8)):

@@ -21,7 +21,8 @@ from torchgauge.ode.wilson_grid import Mesh, block, even, grid, sample
 from torchgauge.ode.wilson_mesh import PROBES, ROUGH, SAFETY, STRETCH, UNEVEN, explain, probes, relative
 from torchgauge.ode.wilson_source import Edges, Source
 
-TRIED = 3  # slices that are tried before all
+TRIED = 2  # slices that are tried before all, of a mesh of
+GUESS = 1.6  # times the slices that a w of size and frequency one asks for
 MARGIN = 1.06  # slices more than the error of those tried asks for
 
 
@@ -66,7 +67,7 @@ def evenly(
     """
     if source.knots:
         return None
-    tolerance, count = SAFETY * tolerance, _guess(method, tolerance)
+    tolerance, count = SAFETY * tolerance, GUESS * _guess(method, SAFETY * tolerance)
     mesh = even(_counts(edges, count))
     errors = _judged(method, judge, source, edges, _few(mesh, TRIED))[0]
     factor = (max(errors) * max(mesh.counts) / tolerance) ** (1 / method.order)
