@@ -259,17 +259,39 @@ def layered_peers(field: Field, target: float, edges: np.ndarray) -> list[Solver
     return peers + diffrax_solvers(field, target, edges)
 
 
+def backprop_solvers(field: Field, with_gradient: Callable[..., Any], ladder: list[float]) -> list[Solver]:
+    """torchdiffeq's backpropagation through the line over [0, 1]."""
+    package = module("torchdiffeq")
+    if package is None:
+        return []
+    start, stops = torch.eye(field.d, dtype=field.dtype), torch.tensor([0.0, 1.0], dtype=field.dtype)
+
+    def solve(method: str, tolerance: float) -> tuple[Tensor, Tensor]:
+        options = {"step_t": stops} if method == "dopri8" else {}
+
+        def line(table: Tensor) -> Tensor:
+            right = lambda t, y: field.single(t, table) @ y  # noqa: E731
+            settings = {"rtol": tolerance, "atol": tolerance, "method": method, "options": options}
+            return package.odeint(right, start, stops, **settings)[-1]
+
+        return with_gradient(line, field)
+
+    return [
+        Solver(f"torchdiffeq {method}, backprop{field.mark}", ladder, lambda tol, method=method: solve(method, tol))
+        for method in ("dopri5", "dopri8")
+    ]
+
+
 def gradient(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
     """The line over [0, 1] and the gradient of a linear function of it with respect to all coefficients of w."""
     d, ends = field.d, [0.0, 1.0]
     reference = torch.from_numpy(field.reference(np.array(ends))[0])
     readout = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    start = torch.eye(d, dtype=torch.float64)
 
-    def with_gradient(line: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def with_gradient(line: Callable[[Tensor], Tensor], field: Field = field) -> tuple[Tensor, Tensor]:
         table = field.coefficients.clone().requires_grad_()
         value = line(table)
-        return value, torch.autograd.grad((value * readout).sum(), table)[0]
+        return value, torch.autograd.grad((value * readout.to(field.dtype)).sum(), table)[0]
 
     exact = with_gradient(lambda table: wilson(lambda t: field.many(t, table), ends, slices=120).total)[1]
 
@@ -291,28 +313,9 @@ def gradient(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
         ),
         Solver("torchgauge, tolerance", ladder, lambda tol: ours_of(tolerance=tol), ours=True),
     ]
-    package = module("torchdiffeq")
-    if package is not None:
-        stops = torch.tensor(ends, dtype=torch.float64)
-
-        def solve(method: str, tolerance: float) -> tuple[Tensor, Tensor]:
-            options = {"step_t": stops} if method == "dopri8" else {}
-            return with_gradient(
-                lambda table: package.odeint(
-                    lambda t, y: field.single(t, table) @ y,
-                    *(start, stops),
-                    rtol=tolerance,
-                    atol=tolerance,
-                    method=method,
-                    options=options,
-                )[-1]
-            )
-
-        for method in ("dopri5", "dopri8"):
-            solvers.append(
-                Solver(f"torchdiffeq {method}, backprop", ladder, lambda tol, method=method: solve(method, tol))
-            )
-    solvers += diffrax_gradients(field, readout, target)
+    fields = [field, field.rounded()] if target >= FLOAT32_FROM else [field]
+    for own in fields:
+        solvers += backprop_solvers(own, with_gradient, ladder) + diffrax_gradients(own, readout, target)
     return compete({"case": "gradient", "d": d}, solvers, error_of, target, options)
 
 

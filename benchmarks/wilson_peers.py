@@ -229,10 +229,12 @@ def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solv
     jax, jnp, d = module("jax"), module("jax.numpy"), field.d
     jax.config.update("jax_enable_x64", True)
     table, frequencies = jnp.asarray(field.coefficients.numpy()), jnp.asarray(field.frequencies.numpy())
-    weights = jnp.asarray(readout.numpy())
+    kind = jnp.float32 if field.dtype == torch.float32 else jnp.float64
+    weights = jnp.asarray(readout.numpy(), kind)
 
     def right(t: Any, y: Any, table: Any) -> Any:
-        waves = jnp.concatenate([jnp.ones(1), jnp.cos(t * frequencies), jnp.sin(t * frequencies)])
+        phase = t.astype(kind) * frequencies
+        waves = jnp.concatenate([jnp.ones(1, kind), jnp.cos(phase), jnp.sin(phase)])
         return (waves @ table).reshape(d, d) @ y
 
     def number(table: Any, tolerance: Any) -> Any:
@@ -240,10 +242,10 @@ def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solv
         line = package.diffeqsolve(
             package.ODETerm(right),
             package.Dopri8(),
-            0.0,
-            1.0,
+            kind(0.0),
+            kind(1.0),
             None,
-            jnp.eye(d),
+            jnp.eye(d, dtype=kind),
             args=table,
             stepsize_controller=control,
         ).ys[0]
@@ -252,8 +254,8 @@ def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solv
     compiled = jax.jit(jax.value_and_grad(number, has_aux=True))
 
     def run(tolerance: float) -> tuple[Tensor, Tensor]:
-        (_, line), slope = jax.block_until_ready(compiled(table, tolerance))
+        (_, line), slope = jax.block_until_ready(compiled(table, kind(tolerance)))
         return torch.from_numpy(np.array(line)), torch.from_numpy(np.array(slope))
 
     ladder = [*tolerances(target * 100, target / 1000)]
-    return [Solver("diffrax Dopri8, jitted", ladder, run, beside=True, compiles=True)]
+    return [Solver(f"diffrax Dopri8, jitted{field.mark}", ladder, run, beside=True, compiles=True)]

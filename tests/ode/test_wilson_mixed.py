@@ -82,6 +82,17 @@ def test_jumps_at_edges(d):
     assert lines.method == "dyson6" and lines.slices[0] < lines.slices[1]
 
 
+def test_a_w_of_one_time_is_asked_for_fewer():
+    calls, w = [], Smooth(20)
+
+    def one(t):
+        calls.append(t)
+        return w(t.reshape(1))[0]
+
+    assert wilson(w, [0.0, 1.0], tolerance=1e-6).mixed
+    assert wilson(one, [0.0, 1.0], tolerance=1e-6).method == "rk8" and len(calls) < 140
+
+
 # the kernel
 
 

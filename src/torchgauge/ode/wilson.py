@@ -200,11 +200,13 @@ def _counts(slices: int | Sequence[int], layers: int) -> list[int]:
 
 
 def _first_look(edges: Edges, tolerance: float | None) -> Callable[[float], Tensor] | None:
-    """The times at which small matrices are wanted, where they may serve for the first look at w."""
-    small = 0 < _size[0] <= 8 * SMALL**2 and len(edges) <= MANY_LAYERS and edges.kept is not None
-    if tolerance is None or not small or not SIXTH_SMALL <= tolerance < 1:
+    """The times at which w will be wanted first, where they may serve for the first look at it."""
+    small = _size[0] <= 8 * SMALL**2
+    if tolerance is None or len(edges) > MANY_LAYERS or edges.kept is None or not _size[0]:
         return None
-    return first_look(DYSON6, edges, tolerance)
+    if not (SIXTH_SMALL if small else SIXTH_FROM) <= tolerance < 1:
+        return None
+    return first_look(DYSON6, RK8, edges, tolerance, small)
 
 
 def _mixed(method: Method, slices: int | Sequence[int] | None) -> FactoredDyson:
@@ -239,7 +241,8 @@ def _cheaper(half: bool, source: Source, edges: Edges, tolerance: float) -> Iter
     small = source.size <= SMALL
     half = half and source.dtype in HALF and tolerance >= HALF_FROM and not small
     if len(edges) <= MANY_LAYERS:
-        if tolerance >= (SIXTH_SMALL if small else SIXTH_FROM):
+        # rk8 and its search ask for half as many times, which counts where each is a call
+        if tolerance >= (SIXTH_SMALL if small else SIXTH_FROM) and (small or source.vectorised):
             yield DYSON6.mixed if half else DYSON6, RK8
     elif not small:
         for method, judge in ((DYSON4, RK6), (DYSON6, RK8)):

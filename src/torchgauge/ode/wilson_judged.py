@@ -67,10 +67,10 @@ def evenly(
     """
     if source.knots:
         return None
-    tolerance, count = SAFETY * tolerance, GUESS * _guess(method, SAFETY * tolerance)
-    mesh = even(_counts(edges, count))
-    errors = _judged(method, judge, source, edges, _few(mesh, TRIED))[0]
-    factor = (max(errors) * max(mesh.counts) / tolerance) ** (1 / method.order)
+    trial = _trial(source.eps, method, judge, edges, tolerance)
+    tolerance, count = SAFETY * tolerance, trial.count
+    errors = _judged(method, judge, source, edges, trial.mesh, trial.grid)[0]
+    factor = (max(errors) * trial.slices / tolerance) ** (1 / method.order)
     if max(errors) > ROUGH or factor > STRETCH:
         return None
     for _ in range(2):
@@ -89,9 +89,45 @@ def evenly(
     return None
 
 
-def first_look(method: Method, edges: Edges, tolerance: float) -> Callable[[float], Tensor]:
-    """The times that `halved` will ask for."""
-    return lambda eps: _doubles(eps, method, edges, tolerance).times.clone()
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A few slices of a first mesh.
+
+    Attributes:
+        mesh: the few.
+        count, slices: slices of the longest layer of that first mesh, before and after rounding.
+        grid: times and offsets of the few, for a method and its judge.
+    """
+
+    mesh: Mesh
+    count: float
+    slices: int
+    grid: tuple[Tensor, tuple[int, ...]]
+
+
+def _trial(eps: float, method: Method, judge: Method, edges: Edges, tolerance: float) -> _Trial:
+    if edges.kept is None:
+        return _trial_of(eps, method, judge, edges, tolerance)
+    return _kept_trial(eps, method, judge, edges.kept, tolerance)
+
+
+@lru_cache(maxsize=16)
+def _kept_trial(eps: float, method: Method, judge: Method, ends: tuple[float, ...], tolerance: float) -> _Trial:
+    return _trial_of(eps, method, judge, Edges.of(ends), tolerance)
+
+
+def _trial_of(eps: float, method: Method, judge: Method, edges: Edges, tolerance: float) -> _Trial:
+    count = GUESS * _guess(method, SAFETY * tolerance)
+    mesh = even(_counts(edges, count))
+    few = _few(mesh, TRIED)
+    return _Trial(few, count, max(mesh.counts), grid(eps, few, edges, (*method.nodes, *judge.nodes), share=False))
+
+
+def first_look(method: Method, judge: Method, edges: Edges, tolerance: float, small: bool) -> Callable[[float], Tensor]:
+    """The times that `halved`, for small matrices, or `evenly` will ask for first."""
+    if small:
+        return lambda eps: _doubles(eps, method, edges, tolerance).times.clone()
+    return lambda eps: _trial(eps, method, judge, edges, tolerance).grid[0].clone()
 
 
 @torch.no_grad()
@@ -178,14 +214,30 @@ def _few(mesh: Mesh, count: int) -> Mesh:
     return Mesh(mesh.layer[few], mesh.left[few], mesh.right[few], (1,) * len(few))
 
 
-def _judged(method: Method, judge: Method, source: Source, edges: Edges, mesh: Mesh) -> tuple[list[float], Tensor]:
-    """For every slice the rms error on random unit vectors, by comparison with a better method; and the lines."""
+def _judged(
+    method: Method,
+    judge: Method,
+    source: Source,
+    edges: Edges,
+    mesh: Mesh,
+    known: tuple[Tensor, tuple[int, ...]] | None = None,
+) -> tuple[list[float], Tensor]:
+    """For every slice the rms error on random unit vectors, by comparison with a better method; and the lines.
+
+    Args:
+        method, judge, source, edges: as for `single`.
+        mesh: the slices.
+        known: times and offsets of few slices at all nodes, where they are known.
+    """
     nodes, own = (*method.nodes, *judge.nodes), len(method.nodes)
     errors, lines, length = [], [], block(source, len(nodes))
     for first in range(0, len(mesh), length):
         part = mesh.part(first, min(first + length, len(mesh)))
         steps, n = part.steps(edges), len(part)
-        both = sample(source, part, edges, nodes, share=False)  # w is called once
+        if known is not None and n == len(mesh):
+            both = Samples(source.sample(known[0].clone()), known[1], n)
+        else:
+            both = sample(source, part, edges, nodes, share=False)  # w is called once
         lines.append(method.propagators(Samples(both.values[: own * n], both.offsets[:own], n), steps))
         v = probes(source, n, first)
         offsets = both.offsets[: len(judge.nodes)]
