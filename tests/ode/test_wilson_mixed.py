@@ -8,7 +8,7 @@ import torch
 from tests.ode.test_wilson import EDGES, F64, Smooth, close
 from tests.ode.test_wilson_gradients import table_of, with_table
 from torchgauge.errors import InputError
-from torchgauge.ode import factored_kernel, slices
+from torchgauge.ode import factored_kernel, slices, wilson_chunks
 from torchgauge.ode.factored import DYSON4, DYSON6
 from torchgauge.ode.wilson import wilson
 from torchgauge.ode.wilson_base import Samples
@@ -108,8 +108,9 @@ def test_lines_and_the_reverse_pass(monkeypatch, method, steps, apart):
     samples, readout = Samples(values, offsets, n), torch.randn(n, 2, d, d, dtype=F64, generator=generator)
     plain = factored_kernel.propagate_plainly(method.table, samples, steps)
     expected = torch.autograd.grad((plain * readout).sum(), values)[0]
-    for bytes_kept in (1 << 28, 0):
+    for bytes_kept, cache in ((1 << 28, 1 << 20), (0, 1 << 20), (1 << 28, 30_000), (0, 30_000)):  # one chunk, or some
         monkeypatch.setattr(slices, "KEEP_BYTES", bytes_kept)
+        monkeypatch.setattr(wilson_chunks, "CACHE_BYTES", cache)
         lines = method.mixed.propagators(samples, steps)
         close(lines.detach(), plain.detach(), 3e-7 * float(steps.max()) ** 2)
         close(torch.autograd.grad((lines * readout).sum(), values)[0], expected, 3e-7 * float(steps.max()))

@@ -142,17 +142,21 @@ def _forward(table: Table, samples: Samples, steps: Tensor, keep: bool) -> tuple
     return result, kept
 
 
-def backward(table: Table, samples: Samples, steps: Tensor, kept: list[Tensor], grad: Tensor) -> Tensor:
+def backward(
+    table: Table, samples: Samples, steps: Tensor, kept: list[Tensor], grad: Tensor, arrays: int = 0
+) -> Tensor:
     """The gradient of the samples: with G that of W, and Q_i, A_i, B_i those of P_i, L_i and R_i,
 
     Q_i = G + Σ_{k>i} (λ_ki A_k + ρ_ki B_k),   A_i = Q_i R_i^†,   B_i = L_i^† Q_i.
+
+    What is kept belongs to the chunks of the forward pass, which `arrays` matrices for each slice make.
     """
     values, s = samples.values, table.products
     d = values.shape[-1]
     forms_of = _coefficients(table, values.dtype, values.device)[0]
     grad, w = grad.flatten(0, 1), stacked(samples)
     result = torch.empty_like(w)
-    for index, chunk in enumerate(chunks(samples, steps, 3 * s + 1 + len(w))):
+    for index, chunk in enumerate(chunks(samples, steps, arrays or 3 * s + 1 + len(w))):
         first, last = chunk.batch.start, chunk.batch.stop
         n, part, g = last - first, slice(first * d * d, last * d * d), grad[chunk.batch]
         if kept:

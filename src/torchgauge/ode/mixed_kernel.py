@@ -33,8 +33,11 @@ def _products_alone(table: Table) -> Table:
 
 
 def _arrays(table: Table) -> int:
-    """How many matrices of w's precision the buffers of a slice are as large as."""
-    return (3 * table.products + 2 + len(table.forms[0])) // 2
+    """How many matrices are counted for a slice where chunks are cut: half of its buffers in the precision of w.
+
+    Calls weigh twice as much where products take half the time, and so chunks are twice as long.
+    """
+    return (3 * table.products + 2 + len(table.forms[0])) // 4
 
 
 def _halved(samples: Samples) -> Samples:
@@ -74,7 +77,8 @@ def _forward(table: Table, samples: Samples, steps: Tensor, keep: bool) -> tuple
 def _backward(table: Table, samples: Samples, steps: Tensor, kept: list[Tensor], grad: Tensor) -> Tensor:
     """The gradient of the samples: through the products in half precision, which are small, and through M in full."""
     low = _halved(samples)
-    total = backward(_products_alone(table), low, steps, kept, grad.to(low.values.dtype)).to(grad.dtype)
+    slope, arrays = grad.to(low.values.dtype), 2 * _arrays(table)  # as many bytes as in the forward pass
+    total = backward(_products_alone(table), low, steps, kept, slope, arrays).to(grad.dtype)
     scaled = grad * column(steps, grad)
     for j, k in enumerate(samples.offsets):
         total[k : k + samples.count].add_(scaled, alpha=table.forms[-1][j])
