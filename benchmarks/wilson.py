@@ -6,7 +6,8 @@
 w is smooth: a mean and five Fourier modes on [0, 1], all coefficients Gaussian with entries of size amplitude/√d, in
 float64. Errors are largest entries, against SciPy's DOP853 at tolerance 3e-14. Every solver has a ladder of settings (a
 tolerance, or a number of slices); it is timed at the cheapest one whose error meets the target. Then all solvers of a
-case take turns, round by round; times are medians, and ratios are medians of the ratios within a round. The clock
+case take turns, round by round; times are medians, and ratios are medians of the ratios within a round. Where the
+target allows float32, every peer is offered in float32 as well, as our methods are with products in float32. The clock
 counts processor seconds, so that other work on the machine counts little; `--clock wall` takes wall-clock time.
 
 Peers are optional, and the table says which are missing:
@@ -41,6 +42,7 @@ from wilson_peers import (
     diffrax_solvers,
     linode_solvers,
     module,
+    peers_of,
     tolerances,
     torchdiffeq_solvers,
     torchode_solvers,
@@ -49,6 +51,7 @@ from wilson_peers import (
 from torchgauge.ode.wilson import METHODS, wilson
 
 LAYERS = 32
+FLOAT32_FROM = 1e-6  # from this error on, peers are tried in float32 as well
 SECONDS = 20.0  # of processor time; after a setting that took longer, no further one is tried
 PEERS = ("torchdiffeq", "torchode", "torch_linode", "diffrax")
 
@@ -131,48 +134,52 @@ def compete(
     return rows
 
 
-def products(d: int, method: str, slices: int, result: Tensor) -> Solver:
-    """The matrix products of a method alone: its own for every slice and one to join it."""
+def products(d: int, method: str, slices: int, result: Tensor, mixed: bool = False) -> Solver:
+    """The matrix products of a method alone: its own for every slice and one in float64 to join it."""
     count = METHODS[method].products  # pyright: ignore[reportAttributeAccessIssue]
     a, b = torch.randn(2, slices, d, d, dtype=torch.float64)
-    out = torch.empty_like(a)
+    own = [x.to(torch.float32 if mixed else torch.float64) for x in (a, b, torch.empty_like(a))]
+    joined = [a, b, torch.empty_like(a)]
 
     def run(_: Any) -> Tensor:
-        for _ in range(count + 1):
+        for x, y, out in [own] * count + [joined]:
             for k in range(slices):
-                torch.mm(a[k], b[k], out=out[k])
+                torch.mm(x[k], y[k], out=out[k])
         return result
 
-    return Solver(f"(the matrix products of {method}, {slices} slices)", [""], run, beside=True)
+    name = f"{method} mixed" if mixed else method
+    return Solver(f"(the matrix products of {name}, {slices} slices)", [""], run, beside=True)
 
 
 def total(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
     """The line over [0, 1]."""
     d, ends = field.d, [0.0, 1.0]
     reference = torch.from_numpy(field.reference(np.array(ends))[0])
-    start = torch.eye(d, dtype=torch.float64)
     fixed = [*counts(max(4, round(8 * (1e-6 / target) ** 0.125)), 400)]
 
-    def sliced(method: str) -> Solver:
-        run = lambda n: wilson(field.many, ends, slices=n, method=method).total  # noqa: E731
-        return Solver(f"torchgauge {method}, slices", fixed, run, ours=True)
+    def sliced(method: str, mixed: bool) -> Solver:
+        run = lambda n: wilson(field.many, ends, slices=n, method=method, mixed=mixed).total  # noqa: E731
+        return Solver(f"torchgauge {method}{' mixed' if mixed else ''}, slices", fixed, run, ours=True)
 
-    ours = [sliced(method) for method in ("rk8", "dyson6")]
-    ours.append(
+    kinds = [("rk8", False), ("dyson6", False), ("dyson6", True)]
+    fixed_ones = [sliced(*kind) for kind in kinds]
+    ours = [
+        *fixed_ones,
         Solver(
             "torchgauge, tolerance",
             [*tolerances(target * 100, target / 1000)],
             lambda tol: wilson(field.many, ends, tolerance=tol).total,
             ours=True,
-        )
-    )
-    peers = torchdiffeq_solvers(lambda t, y: field.single(t) @ y, start, target)
-    peers += torchode_solvers(field, target) + linode_solvers(field, target) + diffrax_solvers(field, target)
+        ),
+    ]
+    peers = peers_of(field, target)
+    if target >= FLOAT32_FROM:
+        peers += peers_of(field.rounded(), target)
     with torch.no_grad():
-        for method, solver in zip(("rk8", "dyson6"), ours[:2], strict=True):
+        for (method, mixed), solver in zip(kinds, fixed_ones, strict=True):
             found = calibrate(solver, lambda value: largest(value, reference), target)
             if found is not None:
-                ours.append(products(d, method, found[0], reference))
+                ours.append(products(d, method, found[0], reference, mixed))
         return compete(
             {"case": "total", "d": d}, ours + peers, lambda value: largest(value, reference), target, options
         )
@@ -183,21 +190,22 @@ def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
     d = field.d
     edges = np.linspace(0, 1, LAYERS + 1)
     reference = torch.from_numpy(np.stack(field.reference(edges)))
-    times, start = torch.from_numpy(edges), torch.eye(d, dtype=torch.float64)
+    times = torch.from_numpy(edges)
 
-    def ours_of(method: str) -> Solver:
+    def ours_of(method: str, mixed: bool = False) -> Solver:
         """One slice a layer, two where the error of one is too large, and so on."""
 
         def run(counts: tuple[int, ...]) -> Tensor:
-            return wilson(field.many, times, slices=counts, method=method).layers
+            return wilson(field.many, times, slices=counts, method=method, mixed=mixed).layers
 
         ladder = [(1,) * LAYERS]
         for _ in range(3):
             wrong = (run(ladder[-1]) - reference).abs().flatten(1).amax(1) > target
             ladder.append(tuple(n + bool(bad) for n, bad in zip(ladder[-1], wrong, strict=True)))
-        return Solver(f"torchgauge {method}, slices", ladder, run, ours=True)
+        return Solver(f"torchgauge {method}{' mixed' if mixed else ''}, slices", ladder, run, ours=True)
 
     ours = [ours_of(method) for method in ("dyson4", "dyson6", "rk4", "rk8")]
+    ours += [ours_of(method, mixed=True) for method in ("dyson4", "dyson6")]
     ours.append(
         Solver(
             "torchgauge, tolerance",
@@ -207,32 +215,9 @@ def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
         )
     )
 
-    def one_by_one(tolerance: float, method: str) -> Tensor:
-        package, lines = module("torchdiffeq"), []
-        for a, b in zip(times, times[1:], strict=False):
-            ends = torch.stack([a, b])
-            options = {"step_t": ends} if method == "dopri8" else {}
-            right = lambda t, y: field.single(t) @ y  # noqa: E731
-            lines.append(
-                package.odeint(right, start, ends, rtol=tolerance, atol=tolerance, method=method, options=options)[-1]
-            )
-        return torch.stack(lines)
-
-    def all_at_once(t: Tensor, y: Tensor) -> Tensor:
-        return (field.many(times[:-1] + t / LAYERS) @ y) / LAYERS
-
-    peers = []
-    if module("torchdiffeq") is not None:
-        ladder = [*tolerances(target * 1e4, target / 1000)]
-        for method in ("dopri5", "dopri8"):
-            run = lambda tol, method=method: one_by_one(tol, method)  # noqa: E731
-            peers.append(Solver(f"torchdiffeq {method}, layer by layer", ladder, run))
-        together = torchdiffeq_solvers(
-            all_at_once, start.expand(LAYERS, d, d).contiguous(), target, ", stacked by hand"
-        )
-        peers += [Solver(s.name, s.ladder, s.run, beside=True) for s in together]
-    peers += torchode_solvers(field, target, times) + linode_solvers(field, target, times)
-    peers += diffrax_solvers(field, target, edges)
+    peers = layered_peers(field, target, edges)
+    if target >= FLOAT32_FROM:
+        peers += layered_peers(field.rounded(), target, edges)
     with torch.no_grad():
         return compete(
             {"case": "layers", "layers": LAYERS, "d": d},
@@ -243,17 +228,70 @@ def layers(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
         )
 
 
+def layered_peers(field: Field, target: float, edges: np.ndarray) -> list[Solver]:
+    """All of them for the lines of all layers."""
+    times, start = torch.from_numpy(edges), torch.eye(field.d, dtype=field.dtype)
+
+    def one_by_one(tolerance: float, method: str) -> Tensor:
+        package, lines = module("torchdiffeq"), []
+        for a, b in zip(times, times[1:], strict=False):
+            ends = torch.stack([a, b]).to(field.dtype)
+            options = {"step_t": ends} if method == "dopri8" else {}
+            right = lambda t, y: field.single(t) @ y  # noqa: E731
+            lines.append(
+                package.odeint(right, start, ends, rtol=tolerance, atol=tolerance, method=method, options=options)[-1]
+            )
+        return torch.stack(lines)
+
+    def all_at_once(t: Tensor, y: Tensor) -> Tensor:
+        return (field.many(times[:-1].to(field.dtype) + t / LAYERS) @ y) / LAYERS
+
+    peers = []
+    if module("torchdiffeq") is not None:
+        ladder = [*tolerances(target * 1e4, target / 1000)]
+        for method in ("dopri5", "dopri8"):
+            run = lambda tol, method=method: one_by_one(tol, method)  # noqa: E731
+            peers.append(Solver(f"torchdiffeq {method}, layer by layer{field.mark}", ladder, run))
+        stacked = start.expand(LAYERS, field.d, field.d).contiguous()
+        together = torchdiffeq_solvers(all_at_once, stacked, target, f", stacked by hand{field.mark}")
+        peers += [Solver(s.name, s.ladder, s.run, beside=True) for s in together]
+    peers += torchode_solvers(field, target, times) + linode_solvers(field, target, times)
+    return peers + diffrax_solvers(field, target, edges)
+
+
+def backprop_solvers(field: Field, with_gradient: Callable[..., Any], ladder: list[float]) -> list[Solver]:
+    """torchdiffeq's backpropagation through the line over [0, 1]."""
+    package = module("torchdiffeq")
+    if package is None:
+        return []
+    start, stops = torch.eye(field.d, dtype=field.dtype), torch.tensor([0.0, 1.0], dtype=field.dtype)
+
+    def solve(method: str, tolerance: float) -> tuple[Tensor, Tensor]:
+        options = {"step_t": stops} if method == "dopri8" else {}
+
+        def line(table: Tensor) -> Tensor:
+            right = lambda t, y: field.single(t, table) @ y  # noqa: E731
+            settings = {"rtol": tolerance, "atol": tolerance, "method": method, "options": options}
+            return package.odeint(right, start, stops, **settings)[-1]
+
+        return with_gradient(line, field)
+
+    return [
+        Solver(f"torchdiffeq {method}, backprop{field.mark}", ladder, lambda tol, method=method: solve(method, tol))
+        for method in ("dopri5", "dopri8")
+    ]
+
+
 def gradient(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
     """The line over [0, 1] and the gradient of a linear function of it with respect to all coefficients of w."""
     d, ends = field.d, [0.0, 1.0]
     reference = torch.from_numpy(field.reference(np.array(ends))[0])
     readout = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    start = torch.eye(d, dtype=torch.float64)
 
-    def with_gradient(line: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def with_gradient(line: Callable[[Tensor], Tensor], field: Field = field) -> tuple[Tensor, Tensor]:
         table = field.coefficients.clone().requires_grad_()
         value = line(table)
-        return value, torch.autograd.grad((value * readout).sum(), table)[0]
+        return value, torch.autograd.grad((value * readout.to(field.dtype)).sum(), table)[0]
 
     exact = with_gradient(lambda table: wilson(lambda t: field.many(t, table), ends, slices=120).total)[1]
 
@@ -267,57 +305,52 @@ def gradient(field: Field, target: float, options: Any) -> list[dict[str, Any]]:
     solvers = [
         Solver("torchgauge rk8, slices", [*counts(8, 400)], lambda n: ours_of(slices=n), ours=True),
         Solver("torchgauge dyson6, slices", [*counts(8, 400)], lambda n: ours_of(slices=n, method="dyson6"), ours=True),
+        Solver(
+            "torchgauge dyson6 mixed, slices",
+            [*counts(8, 400)],
+            lambda n: ours_of(slices=n, method="dyson6", mixed=True),
+            ours=True,
+        ),
         Solver("torchgauge, tolerance", ladder, lambda tol: ours_of(tolerance=tol), ours=True),
     ]
-    package = module("torchdiffeq")
-    if package is not None:
-        stops = torch.tensor(ends, dtype=torch.float64)
-
-        def solve(method: str, tolerance: float) -> tuple[Tensor, Tensor]:
-            options = {"step_t": stops} if method == "dopri8" else {}
-            return with_gradient(
-                lambda table: package.odeint(
-                    lambda t, y: field.single(t, table) @ y,
-                    *(start, stops),
-                    rtol=tolerance,
-                    atol=tolerance,
-                    method=method,
-                    options=options,
-                )[-1]
-            )
-
-        for method in ("dopri5", "dopri8"):
-            solvers.append(
-                Solver(f"torchdiffeq {method}, backprop", ladder, lambda tol, method=method: solve(method, tol))
-            )
-    solvers += diffrax_gradients(field, readout, target)
+    fields = [field, field.rounded()] if target >= FLOAT32_FROM else [field]
+    for own in fields:
+        solvers += backprop_solvers(own, with_gradient, ladder) + diffrax_gradients(own, readout, target)
     return compete({"case": "gradient", "d": d}, solvers, error_of, target, options)
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The table of docs/wilson.md: per case our times, and how much longer the others take."""
-    titles = "case, d, error, torchgauge, by tolerance, best peer, ahead, next peer, ahead, jitted diffrax, products"
+    """The tables of docs/wilson.md: per case our times, and how much longer the others take."""
+    keys = [*dict.fromkeys((row["case"], row["d"], row["target"]) for row in rows)]
+    titles = "case, d, error, torchgauge, without mixed, by tolerance, products"
     yield f"| {titles.replace(', ', ' | ')} |"
-    yield "|---|---:|---:|---:|---:|---|---:|---|---:|---:|---:|"
-    keys = dict.fromkeys((row["case"], row["d"], row["target"]) for row in rows)
+    yield "|---|---:|---:|---:|---:|---:|---:|"
     for case, d, target in keys:
         group = [row for row in rows if (row["case"], row["d"], row["target"]) == (case, d, target)]
-        ours = min((row for row in group if row["ours"]), key=lambda row: row["ms"])
+        fixed = sorted((row for row in group if row["ours"] and "slices" in row["solver"]), key=lambda row: row["ms"])
+        best, plain = fixed[0], next(row for row in fixed if "mixed" not in row["solver"])
         adaptive = [row["ms"] for row in group if row["solver"] == "torchgauge, tolerance"]
-        peers: dict[str, float] = {}
-        for row in group:  # the best method of each package
-            if not row["ours"] and not row["beside"]:
-                package = row["solver"].split()[0]
-                peers[package] = min(row["ratio"], peers.get(package, math.inf))
-        best = [*sorted(peers.items(), key=lambda item: item[1]), ("", math.nan), ("", math.nan)][:2]
-        shown = " | ".join(f"{name} | {ratio:.1f}×" if name else " | " for name, ratio in best)
-        jitted = min((row["ratio"] for row in group if row["solver"].startswith("diffrax")), default=math.nan)
-        method = ours["solver"].removeprefix("torchgauge ").split(",")[0]
-        own = [row["ratio"] for row in group if row["solver"].startswith(f"(the matrix products of {method},")]
-        products = f"{1 / own[0]:.2f}×" if own else ""
-        mine = f"{ours['ms']:.3g} ms ({method})"
-        tolerant = f"{adaptive[0]:.3g} ms" if adaptive else ""
-        yield f"| {case} | {d} | {target:.0e} | {mine} | {tolerant} | {shown} | {jitted:.1f}× | {products} |"
+        own = [row["ms"] for row in group if row["solver"].startswith(f"(the matrix products of {_method(best)},")]
+        cells = [f"{row['ms']:.3g} ms ({_method(row)})" for row in (best, plain)]
+        cells += [f"{adaptive[0]:.3g} ms" if adaptive else "", f"{best['ms'] / own[0]:.2f}×" if own else ""]
+        yield f"| {case} | {d} | {target:.0e} | {' | '.join(cells)} |"
+    yield ""
+    names = ["torchdiffeq", "torchode", "torch-linode", "diffrax"]
+    yield f"| case | d | error | {' | '.join(f'{name} | in float32' for name in names)} |"
+    yield "|---|---:|---:|" + "---:|" * (2 * len(names))
+    for case, d, target in keys:
+        group = [row for row in rows if (row["case"], row["d"], row["target"]) == (case, d, target)]
+        cells = []
+        for name in names:
+            for single in (False, True):
+                fit = (row for row in group if row["solver"].startswith(name) and "by hand" not in row["solver"])
+                ratios = [row["ratio"] for row in fit if ("float32" in row["solver"]) == single]
+                cells.append(f"{min(ratios):.1f}×" if ratios else "")
+        yield f"| {case} | {d} | {target:.0e} | {' | '.join(cells)} |"
+
+
+def _method(row: dict[str, Any]) -> str:
+    return row["solver"].removeprefix("torchgauge ").split(",")[0]
 
 
 def main() -> None:

@@ -26,13 +26,23 @@ def module(name: str) -> Any:
 class Field:
     """w(t) = A_0 + Σ_k A_k cos 2πkt + B_k sin 2πkt, as a function of many times and of one."""
 
-    def __init__(self, d: int, amplitude: float, seed: int = 0) -> None:
+    def __init__(self, d: int, amplitude: float, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
         generator = torch.Generator().manual_seed(seed)
         scale = amplitude / math.sqrt(d)
-        self.d = d
-        self.coefficients = scale * torch.randn(2 * MODES + 1, d * d, dtype=torch.float64, generator=generator)
-        self.frequencies = 2 * math.pi * torch.arange(1, MODES + 1, dtype=torch.float64)
-        self.one = torch.ones(1, dtype=torch.float64)
+        self.d, self.amplitude, self.dtype = d, amplitude, dtype
+        table = scale * torch.randn(2 * MODES + 1, d * d, dtype=torch.float64, generator=generator)
+        self.coefficients = table.to(dtype)
+        self.frequencies = 2 * math.pi * torch.arange(1, MODES + 1, dtype=dtype)
+        self.one = torch.ones(1, dtype=dtype)
+
+    def rounded(self) -> Field:
+        """The same field in float32."""
+        return Field(self.d, self.amplitude, dtype=torch.float32)
+
+    @property
+    def mark(self) -> str:
+        """What the names of solvers in float32 end with."""
+        return ", float32" if self.dtype == torch.float32 else ""
 
     def many(self, t: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """[n] → [n, d, d]."""
@@ -99,7 +109,7 @@ def torchdiffeq_solvers(
     package = module("torchdiffeq")
     if package is None:
         return []
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    ends = torch.tensor([0.0, 1.0], dtype=start.dtype)
 
     def solve(method: str, tolerance: float) -> Tensor:
         options = {"step_t": ends} if method == "dopri8" else {}
@@ -118,9 +128,9 @@ def torchode_solvers(field: Field, target: float, edges: Tensor | None = None) -
     if package is None:
         return []
     d = field.d
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64) if edges is None else edges
+    ends = torch.tensor([0.0, 1.0], dtype=field.dtype) if edges is None else edges.to(field.dtype)
     count = len(ends) - 1
-    start = torch.eye(d, dtype=torch.float64).reshape(1, -1).expand(count, -1).contiguous()
+    start = torch.eye(d, dtype=field.dtype).reshape(1, -1).expand(count, -1).contiguous()
 
     def right(t: Tensor, y: Tensor) -> Tensor:
         if count == 1:
@@ -135,7 +145,10 @@ def torchode_solvers(field: Field, target: float, edges: Tensor | None = None) -
         return lines[0] if edges is None else lines
 
     ladder = [*tolerances(target * (100 if edges is None else 1e4), target / 1000)]
-    return [Solver(f"torchode {kind}", ladder, lambda tol, kind=kind: solve(kind, tol)) for kind in ("Tsit5", "Dopri5")]
+    return [
+        Solver(f"torchode {kind}{field.mark}", ladder, lambda tol, kind=kind: solve(kind, tol))
+        for kind in ("Tsit5", "Dopri5")
+    ]
 
 
 def linode_solvers(field: Field, target: float, edges: Tensor | None = None) -> list[Solver]:
@@ -144,8 +157,8 @@ def linode_solvers(field: Field, target: float, edges: Tensor | None = None) -> 
     if package is None:
         return []
     d = field.d
-    start = torch.eye(d, dtype=torch.float64)
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64) if edges is None else edges
+    start = torch.eye(d, dtype=field.dtype)
+    ends = torch.tensor([0.0, 1.0], dtype=field.dtype) if edges is None else edges.to(field.dtype)
 
     class System(torch.nn.Module):
         def forward(self, t: Tensor) -> Tensor:
@@ -161,7 +174,7 @@ def linode_solvers(field: Field, target: float, edges: Tensor | None = None) -> 
         return torch.linalg.solve(states[:-1], states[1:]).mT
 
     ladder = [*tolerances(target * (100 if edges is None else 1e4), target / 1000)]
-    return [Solver("torch-linode Magnus 6", ladder, solve)]
+    return [Solver(f"torch-linode Magnus 6{field.mark}", ladder, solve)]
 
 
 def diffrax_solvers(field: Field, target: float, edges: np.ndarray | None = None) -> list[Solver]:
@@ -173,9 +186,11 @@ def diffrax_solvers(field: Field, target: float, edges: np.ndarray | None = None
     jax.config.update("jax_enable_x64", True)
     jnp, d = module("jax.numpy"), field.d
     table, frequencies = jnp.asarray(field.coefficients.numpy()), jnp.asarray(field.frequencies.numpy())
+    number = jnp.float32 if field.dtype == torch.float32 else jnp.float64
 
     def right(t: Any, y: Any, table: Any) -> Any:
-        waves = jnp.concatenate([jnp.ones(1), jnp.cos(t * frequencies), jnp.sin(t * frequencies)])
+        phase = t.astype(number) * frequencies
+        waves = jnp.concatenate([jnp.ones(1, number), jnp.cos(phase), jnp.sin(phase)])
         return (waves @ table).reshape(d, d) @ y
 
     def solver_of(kind: str) -> Solver:
@@ -183,20 +198,27 @@ def diffrax_solvers(field: Field, target: float, edges: np.ndarray | None = None
 
         def line(start: Any, end: Any, table: Any, tolerance: Any) -> Any:
             control = package.PIDController(rtol=tolerance, atol=tolerance)
-            y = jnp.eye(d)
+            y = jnp.eye(d, dtype=number)
             return package.diffeqsolve(term, method, start, end, None, y, args=table, stepsize_controller=control).ys[0]
 
         if edges is None:
             compiled = jax.jit(line)
-            run = lambda tol: compiled(0.0, 1.0, table, tol).block_until_ready()  # noqa: E731
+            run = lambda tol: compiled(number(0.0), number(1.0), table, number(tol)).block_until_ready()  # noqa: E731
         else:
             batched = jax.jit(jax.vmap(line, in_axes=(0, 0, None, None)))
-            starts, ends = jnp.asarray(edges[:-1]), jnp.asarray(edges[1:])
-            run = lambda tol: batched(starts, ends, table, tol).block_until_ready()  # noqa: E731
+            starts, ends = jnp.asarray(edges[:-1], number), jnp.asarray(edges[1:], number)
+            run = lambda tol: batched(starts, ends, table, number(tol)).block_until_ready()  # noqa: E731
         ladder = [*tolerances(target * (100 if edges is None else 1e4), target / 1000)]
-        return Solver(f"diffrax {kind}, jitted", ladder, run, beside=True, compiles=True)
+        return Solver(f"diffrax {kind}, jitted{field.mark}", ladder, run, beside=True, compiles=True)
 
     return [solver_of("Dopri8"), solver_of("Tsit5")]
+
+
+def peers_of(field: Field, target: float) -> list[Solver]:
+    """All of them for the line over [0, 1]."""
+    start = torch.eye(field.d, dtype=field.dtype)
+    solvers = torchdiffeq_solvers(lambda t, y: field.single(t) @ y, start, target, field.mark)
+    return solvers + torchode_solvers(field, target) + linode_solvers(field, target) + diffrax_solvers(field, target)
 
 
 def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solver]:
@@ -207,10 +229,12 @@ def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solv
     jax, jnp, d = module("jax"), module("jax.numpy"), field.d
     jax.config.update("jax_enable_x64", True)
     table, frequencies = jnp.asarray(field.coefficients.numpy()), jnp.asarray(field.frequencies.numpy())
-    weights = jnp.asarray(readout.numpy())
+    kind = jnp.float32 if field.dtype == torch.float32 else jnp.float64
+    weights = jnp.asarray(readout.numpy(), kind)
 
     def right(t: Any, y: Any, table: Any) -> Any:
-        waves = jnp.concatenate([jnp.ones(1), jnp.cos(t * frequencies), jnp.sin(t * frequencies)])
+        phase = t.astype(kind) * frequencies
+        waves = jnp.concatenate([jnp.ones(1, kind), jnp.cos(phase), jnp.sin(phase)])
         return (waves @ table).reshape(d, d) @ y
 
     def number(table: Any, tolerance: Any) -> Any:
@@ -218,10 +242,10 @@ def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solv
         line = package.diffeqsolve(
             package.ODETerm(right),
             package.Dopri8(),
-            0.0,
-            1.0,
+            kind(0.0),
+            kind(1.0),
             None,
-            jnp.eye(d),
+            jnp.eye(d, dtype=kind),
             args=table,
             stepsize_controller=control,
         ).ys[0]
@@ -230,8 +254,8 @@ def diffrax_gradients(field: Field, readout: Tensor, target: float) -> list[Solv
     compiled = jax.jit(jax.value_and_grad(number, has_aux=True))
 
     def run(tolerance: float) -> tuple[Tensor, Tensor]:
-        (_, line), slope = jax.block_until_ready(compiled(table, tolerance))
+        (_, line), slope = jax.block_until_ready(compiled(table, kind(tolerance)))
         return torch.from_numpy(np.array(line)), torch.from_numpy(np.array(slope))
 
     ladder = [*tolerances(target * 100, target / 1000)]
-    return [Solver("diffrax Dopri8, jitted", ladder, run, beside=True, compiles=True)]
+    return [Solver(f"diffrax Dopri8, jitted{field.mark}", ladder, run, beside=True, compiles=True)]

@@ -16,6 +16,8 @@ coefficients of the next words close to theirs, for fields that vary on the scal
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 
 from torchgauge.ode.factored_kernel import KERNEL, Table, propagate_plainly, transport
+from torchgauge.ode.mixed_kernel import HALF, MIXED
 from torchgauge.ode.wilson_base import Method, Samples, transformed
 
 Rows = tuple[tuple[float, ...], ...]
@@ -50,11 +53,22 @@ class FactoredDyson(Method):
         self.nodes = tuple(((nodes + 1) / 2).tolist())
         forms = np.stack([*np.stack([left, right], 1).reshape(-1, count), np.eye(count)[0]]) @ moments
         self.table = Table(tuple(map(tuple, forms.tolist())), left_products, right_products)
+        self.kernel = KERNEL
+
+    @cached_property
+    def mixed(self) -> FactoredDyson:
+        """The same series with its products in half the precision of w, and all else in that of w."""
+        if self.kernel is MIXED:
+            return self
+        method = copy(self)
+        method.kernel = MIXED
+        return method
 
     def propagators(self, samples: Samples, steps: Tensor) -> Tensor:
         if steps.requires_grad or transformed():
             return propagate_plainly(self.table, samples, steps)
-        return KERNEL.propagate(self.table, samples, steps)
+        kernel = self.kernel if samples.values.dtype in HALF else KERNEL
+        return kernel.propagate(self.table, samples, steps)
 
     @torch.no_grad()
     def transport(self, samples: Samples, steps: Tensor, vectors: Tensor) -> Tensor | None:

@@ -59,7 +59,7 @@ def _coefficients(table: Table, dtype: torch.dtype, device: torch.device) -> tup
     return torch.tensor(table.forms, dtype=dtype, device=device), sums
 
 
-def _stacked(samples: Samples) -> Tensor:
+def stacked(samples: Samples) -> Tensor:
     """The samples as one row for each node, [nodes, slices · fields · d · d]."""
     values, n = samples.values, samples.count
     if samples.offsets == tuple(range(0, n * len(samples.offsets), n)):
@@ -67,7 +67,7 @@ def _stacked(samples: Samples) -> Tensor:
     return torch.stack([values[k : k + n] for k in samples.offsets]).flatten(1)
 
 
-class _Factors:
+class Factors:
     """The buffers of a chunk of n slices, with every view of them made once.
 
     Args:
@@ -85,18 +85,19 @@ class _Factors:
         self.products = flat.view(s - 1, n, d, d).unbind()
         self.sums = [(self.forms[first:stop], rows, flat[:i]) for i, (first, stop, rows) in enumerate(sums)]
 
-    def run(self, w: Tensor, chunk: Chunk, out: Tensor) -> None:
+    def run(self, w: Tensor, chunk: Chunk, out: Tensor, one: bool = True) -> None:
         """Writes the lines of a chunk.
 
         Args:
             w: the samples of the chunk, [nodes, n · d · d].
             chunk: the slices.
             out: [n, d, d].
+            one: whether the identity is added.
         """
         scaled = self.forms_of if chunk.step == 1 else self.forms_of * chunk.step
         torch.mm(scaled, w, out=self.forms)
         if chunk.steps is not None:
-            self.forms.view(len(self.forms), *out.shape).mul_(chunk.steps)
+            self.forms.view(len(self.forms), *out.shape).mul_(chunk.steps.to(out.dtype))
         for i, (forms, rows, products) in enumerate(self.sums):
             if len(rows) and i:
                 torch.addmm(forms, rows, products, out=forms)
@@ -105,13 +106,14 @@ class _Factors:
                 torch.bmm(left, right, out=self.products[i])
             else:
                 torch.baddbmm(self.factors[-1], left, right, out=out)
-        out.diagonal(dim1=1, dim2=2).add_(1)
+        if one:
+            out.diagonal(dim1=1, dim2=2).add_(1)
 
 
 @lru_cache(maxsize=16)
-def _small_factors(table: Table, n: int, d: int, dtype: torch.dtype, _thread: int, _inference: bool) -> _Factors:
+def small_factors(table: Table, n: int, d: int, dtype: torch.dtype, _thread: int, _inference: bool) -> Factors:
     """Buffers for few small matrices: to make their views takes longer than to use them, so they are kept."""
-    return _Factors(table, n, d, torch.empty(3 * table.products * n * d * d, dtype=dtype, device="cpu"))
+    return Factors(table, n, d, torch.empty(3 * table.products * n * d * d, dtype=dtype, device="cpu"))
 
 
 def _forward(table: Table, samples: Samples, steps: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
@@ -119,44 +121,48 @@ def _forward(table: Table, samples: Samples, steps: Tensor, keep: bool) -> tuple
     values, s = samples.values, table.products
     _, fields, d, _ = values.shape
     result = values.new_empty(samples.count, fields, d, d)
-    flat, w, kept = result.flatten(0, 1), _stacked(samples), []
+    flat, w, kept = result.flatten(0, 1), stacked(samples), []
     if values.device.type == "cpu" and not keep and type(values) is Tensor:
         if result.numel() * result.element_size() <= SMALL_BYTES:
             (chunk,) = chunks(samples, steps, 0)
             key = (table, len(flat), d, values.dtype, get_ident(), torch.is_inference_mode_enabled())
-            _small_factors(*key).run(w, chunk, flat)
+            small_factors(*key).run(w, chunk, flat)
             return result, kept
     parts = [*chunks(samples, steps, 3 * s + 1 + len(w))]
     most = max(chunk.batch.stop - chunk.batch.start for chunk in parts)
     store = workspace(3 * s * most * d * d, values)  # the same for all, so that it stays in the cache
-    buffers: dict[int, _Factors] = {}
+    buffers: dict[int, Factors] = {}
     for chunk in parts:
         first, last = chunk.batch.start, chunk.batch.stop
         n = last - first
-        own = buffers.get(n) or buffers.setdefault(n, _Factors(table, n, d, store))
+        own = buffers.get(n) or buffers.setdefault(n, Factors(table, n, d, store))
         own.run(w[:, first * d * d : last * d * d], chunk, flat[chunk.batch])
         if keep:
             kept.append(own.forms[:-1].view(2 * s, n, d, d).clone())
     return result, kept
 
 
-def _backward(table: Table, samples: Samples, steps: Tensor, kept: list[Tensor], grad: Tensor) -> Tensor:
+def backward(
+    table: Table, samples: Samples, steps: Tensor, kept: list[Tensor], grad: Tensor, arrays: int = 0
+) -> Tensor:
     """The gradient of the samples: with G that of W, and Q_i, A_i, B_i those of P_i, L_i and R_i,
 
     Q_i = G + Σ_{k>i} (λ_ki A_k + ρ_ki B_k),   A_i = Q_i R_i^†,   B_i = L_i^† Q_i.
+
+    What is kept belongs to the chunks of the forward pass, which `arrays` matrices for each slice make.
     """
     values, s = samples.values, table.products
     d = values.shape[-1]
     forms_of = _coefficients(table, values.dtype, values.device)[0]
-    grad, w = grad.flatten(0, 1), _stacked(samples)
+    grad, w = grad.flatten(0, 1), stacked(samples)
     result = torch.empty_like(w)
-    for index, chunk in enumerate(chunks(samples, steps, 3 * s + 1 + len(w))):
+    for index, chunk in enumerate(chunks(samples, steps, arrays or 3 * s + 1 + len(w))):
         first, last = chunk.batch.start, chunk.batch.stop
         n, part, g = last - first, slice(first * d * d, last * d * d), grad[chunk.batch]
         if kept:
             factors = kept[index]
         else:
-            own = _Factors(table, n, d, values.new_empty(3 * s * n * d * d))
+            own = Factors(table, n, d, values.new_empty(3 * s * n * d * d))
             own.run(w[:, part], chunk, torch.empty_like(g, memory_format=torch.contiguous_format))
             factors = own.forms[:-1].view(2 * s, n, d, d)
         slopes = values.new_empty(2 * s + 1, n, d, d)
@@ -211,9 +217,7 @@ def transport(table: Table, samples: Samples, steps: Tensor, vectors: Tensor) ->
     if any(any(row) for row in table.left):
         return None
     fields, d = vectors.shape[1:3]
-    forms = (_coefficients(table, vectors.dtype, vectors.device)[0] @ _stacked(samples)).view(
-        -1, *samples.node(0).shape
-    )
+    forms = (_coefficients(table, vectors.dtype, vectors.device)[0] @ stacked(samples)).view(-1, *samples.node(0).shape)
     forms = (forms * column(steps, vectors)).view(-1, samples.count, fields, d, d)
     total, products = vectors + forms[-1] @ vectors, []
     for i in range(table.products):
@@ -225,4 +229,4 @@ def transport(table: Table, samples: Samples, steps: Tensor, vectors: Tensor) ->
     return total
 
 
-KERNEL = Kernel(_forward, _backward, propagate_plainly, lambda table: 2 * table.products)
+KERNEL = Kernel(_forward, backward, propagate_plainly, lambda table: 2 * table.products)

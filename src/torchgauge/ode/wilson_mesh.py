@@ -7,7 +7,7 @@ e n^{-p} when cut into n.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import lru_cache
 from heapq import heapify, heapreplace
 from itertools import groupby, pairwise
 from math import ceil, isfinite
@@ -28,6 +28,7 @@ UNEVEN = 7.0  # and where the errors of neighbours differ more, in the logarithm
 SAFETY = 0.5  # of the tolerance is what estimates may use up
 PROBES = 2  # random vectors for every piece
 SMALL = 16  # matrices up to this size cost less than the calls that make them,
+KEPT_NUMBERS = 1 << 14  # up to this many, random numbers are kept between calls
 MOST_PIECES = 64  # so the search begins with many pieces, up to this, and its lines are kept
 
 Piece = tuple[int, float, float]  # a part of a layer: its number, and where it starts and ends as fractions
@@ -84,58 +85,21 @@ def plan(method: Method, source: Source, edges: Edges, tolerance: float, most: i
     return _distribute(done, tolerance, method.order, source), None
 
 
-@torch.no_grad()
-def single(method: Method, judge: Method, source: Source, edges: Edges, tolerance: float) -> tuple[Mesh, Tensor] | None:
-    """One slice for each layer, if that is enough: the lines are compared with what a better method makes of vectors.
-
-    Args:
-        method: the integrator.
-        judge: an integrator of higher order that can transport vectors.
-        source, edges, tolerance: as for `plan`.
-
-    Returns:
-        The mesh and the lines, without a gradient; None where a layer needs more, of which a few are asked first.
-    """
-    if source.knots:
-        return None
-    tolerance, layers = SAFETY * tolerance, len(edges) - 1
-    mesh = Mesh(np.arange(layers), np.zeros(layers), np.ones(layers), (1,) * layers)
-    few = mesh.layer[:: -(-layers // 4)]
-    trial = Mesh(few, mesh.left[few], mesh.right[few], (1,) * len(few))
-    if max(_judged(method, judge, source, edges, trial)[0]) > tolerance:
-        return None
-    errors, lines = _judged(method, judge, source, edges, mesh)
-    worst = max(errors)
-    return (replace(mesh, error=worst), lines) if worst <= tolerance else None
-
-
-def _judged(method: Method, judge: Method, source: Source, edges: Edges, mesh: Mesh) -> tuple[list[float], Tensor]:
-    """For every slice the rms error on random unit vectors, by comparison with a better method; and the lines."""
-    generator = torch.Generator().manual_seed(0)
-    errors, lines, length = [], [], block(source, len(method.nodes) + len(judge.nodes))
-    for first in range(0, len(mesh), length):
-        part = mesh.part(first, min(first + length, len(mesh)))
-        steps = part.steps(edges)
-        lines.append(method.propagators(sample(source, part, edges, method.nodes, share=False), steps))
-        v = _probes(source, len(part), generator)
-        fine = judge.transport(sample(source, part, edges, judge.nodes, share=False), steps, v)
-        if fine is None:
-            raise TypeError(f"{judge.name} transports no vectors")
-        errors += _relative(lines[-1] @ v, fine, (source.size * PROBES) ** 0.5)
-        if not isfinite(sum(errors)):
-            k = next(k for k, value in enumerate(errors) if not isfinite(value))
-            explain(source, mesh.part(k, k + 1), edges, (*method.nodes, *judge.nodes))
-    return errors, torch.cat(lines) if len(lines) > 1 else lines[0]
-
-
-def _probes(source: Source, pieces: int, generator: torch.Generator) -> Tensor:
+def probes(source: Source, pieces: int, seed: int) -> Tensor:
     """Random vectors for every piece, [pieces, fields, size, PROBES]."""
-    fields = max(1, source.batch.numel())
-    v = torch.randn(pieces, fields, source.size, PROBES, generator=generator, dtype=torch.float64)
-    return v.to(source.device, source.dtype)
+    shape = pieces, max(1, source.batch.numel()), source.size, PROBES
+    return (_probes if pieces * shape[1] * source.size <= KEPT_NUMBERS else _probes.__wrapped__)(
+        shape, seed, source.dtype, source.device, torch.is_inference_mode_enabled()
+    )
 
 
-def _relative(rough: Tensor, fine: Tensor, unit: float) -> list[float]:
+@lru_cache(maxsize=16)
+def _probes(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device, _inference: bool) -> Tensor:
+    v = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return v.to(device, dtype)
+
+
+def relative(rough: Tensor, fine: Tensor, unit: float) -> list[float]:
     """Errors of transported vectors or lines, for every piece the largest of all fields."""
     size = torch.linalg.vector_norm(fine, dim=(-2, -1)).clamp(min=unit)
     return (torch.linalg.vector_norm(rough - fine, dim=(-2, -1)) / size).amax(-1).tolist()
@@ -177,11 +141,10 @@ def _doubled(
     Returns:
         Errors; and, where lines were computed and are to be kept, those of the half steps, two for each piece.
     """
-    generator = torch.Generator().manual_seed(0)
     errors, lines, length = [], [], block(source, 3 * len(method.nodes))
     for first in range(0, len(pieces), length):
         part = cut([(*piece, 1) for piece in pieces[first : first + length]])
-        moved = None if source.size <= SMALL else _transported(method, source, part, edges, generator)
+        moved = None if source.size <= SMALL else _transported(method, source, part, edges, first)
         if moved is None:
             whole, halves = _lines(method, source, part, edges)
             lines.append(halves)
@@ -190,7 +153,7 @@ def _doubled(
         else:
             whole, fine = moved
             unit = (source.size * PROBES) ** 0.5
-        error = _relative(whole, fine, unit)
+        error = relative(whole, fine, unit)
         if not all(map(isfinite, error)):
             k = next(k for k, value in enumerate(error) if not isfinite(value))
             explain(source, part.part(k, k + 1), edges, (*method.nodes, *(c / 2 for c in method.nodes)))
@@ -198,11 +161,9 @@ def _doubled(
     return errors, torch.cat(lines) if keep and lines else None
 
 
-def _transported(
-    method: Method, source: Source, part: Mesh, edges: Edges, generator: torch.Generator
-) -> tuple[Tensor, Tensor] | None:
+def _transported(method: Method, source: Source, part: Mesh, edges: Edges, seed: int) -> tuple[Tensor, Tensor] | None:
     """Random vectors after one step and after two half steps, where that costs less than lines."""
-    v = _probes(source, len(part), generator)
+    v = probes(source, len(part), seed)
     rows = [[*method.nodes], [c / 2 for c in method.nodes], [0.5 + c / 2 for c in method.nodes]]
     union = sorted({round(c, 14) for row in rows for c in row})
     samples = sample(source, part, edges, tuple(union))

@@ -103,6 +103,7 @@ class Source:
         dtype, device: of w.
         eps: rounding of the times that w takes.
         requires_grad: whether w or b depend on something that wants a gradient.
+        vectorised: whether w takes many times, so that they cost less than as many calls.
 
     Raises:
         FieldError: values that are no square matrices, or a b that does not fit.
@@ -133,11 +134,12 @@ class Source:
             times = first(self.eps)
         trial = self._cast(times)
         if isinstance(w, LinearField):
-            field = w
+            field, self.vectorised = w, True
             self._pair = field.sample if self.affine else lambda t: (field.sample(t)[0], None)
             value = self._pair(trial)
         else:
             of_w, at_w = _vectorised(w, trial, "w")
+            self.vectorised = of_w is w or isinstance(w, Tensor)
             of_b, at_b = (None, None) if b is None else _vectorised(b, trial, "b")
             self._pair = lambda t: (of_w(t), None if of_b is None else of_b(t))
             value = at_w, at_b
