@@ -119,6 +119,8 @@ def check(profile: Profile, f: Callable[[torch.Tensor], torch.Tensor], x: torch.
         close(f(c + d) - v, v - f(c - d), rtol=1e-7, atol=1e-7)
     if profile.parity == "even":
         close(f(x), f(-x), rtol=1e-9, atol=1e-9)
+    if profile.slope:
+        close(f(x) - profile.slope * x, f(-x) + profile.slope * x, rtol=1e-9, atol=1e-9)
     if profile.exponential:
         for shift in (-0.7, 1.3):
             close(f(x + shift), torch.tensor(profile.rate * shift).exp() * f(x), rtol=1e-6, atol=1e-9)
@@ -127,7 +129,7 @@ def check(profile: Profile, f: Callable[[torch.Tensor], torch.Tensor], x: torch.
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_the_claims_of_the_table_hold(name: str) -> None:
     profile = PROFILES[name]
-    assert profile.degree is not None or profile.parity or profile.exponential
+    assert profile.degree is not None or profile.parity or profile.exponential or profile.slope
     check(profile, getattr(aten, name), samples(name))
 
 

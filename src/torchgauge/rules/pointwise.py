@@ -197,7 +197,11 @@ def leaky_relu(ctx: Lowering, x: Tensor, slope: float = 0.01) -> Tensor:
 def rrelu(
     ctx: Lowering, x: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, *_: object
 ) -> Tensor:
-    return leaky_relu(ctx, x) if not training else ctx.opaque("random slopes (rrelu in training mode)")
+    return (
+        leaky_relu(ctx, x, (lower + upper) / 2)
+        if not training
+        else ctx.opaque("random slopes (rrelu in training mode)")
+    )
 
 
 @rule(aten.prelu)

@@ -18,6 +18,7 @@ from math import prod
 import torch
 
 from torchgauge.spaces import constraints as c
+from torchgauge.spaces.absorb import Readers, readers_of
 from torchgauge.spaces.adapters import adapted
 from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.directions import RelationPass, grouping
@@ -60,7 +61,7 @@ class _Folder:
     def __init__(self, program: c.Program) -> None:
         self.old, self.builder = program, Builder()
         self.relations = RelationPass(program).relations
-        self.readers = _readers(program)
+        self.readers = readers_of(program)
         self.makers = {k.out: k for k in program.constraints}
         self.terms: dict[c.Tensor, Terms] = {}
         """Of tensors that are the same at every input."""
@@ -410,7 +411,7 @@ def unread(old: c.Program, new: c.Program, blocks: c.Program) -> Iterator[tuple[
     """
     for name, t in old.idle.items():
         yield name, torch.arange(prod(t.shape))
-    readers = [_readers(program) for program in (old, new)]
+    readers = [readers_of(program) for program in (old, new)]
     for name, t in old.params.items():
         if new is not old and (name not in new.params or _sliced(t, readers[0])):
             left = _read(old, t, readers[0]) & ~_read(new, t, readers[1])
@@ -425,17 +426,6 @@ def unread(old: c.Program, new: c.Program, blocks: c.Program) -> Iterator[tuple[
                 left[shown.reshape(-1)] = True
         if left is not None and bool(left.any()):
             yield name, left.nonzero().flatten()
-
-
-Readers = dict[c.Tensor, list[c.Constraint]]
-
-
-def _readers(program: c.Program) -> Readers:
-    found: Readers = {}
-    for k in program.constraints:
-        for t in dict.fromkeys(k.inputs):
-            found.setdefault(t, []).append(k)
-    return found
 
 
 def _sliced(t: c.Tensor, readers: Readers) -> bool:
