@@ -63,6 +63,8 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         for variant in range(_VARIANTS):
             generator = torch.Generator().manual_seed(0)
             made = {n: value for n in names if (value := make(n, model, variant, generator)) is not None}
+            if main in SENSES and main in made and "decoder_input_ids" in made:  # of one batch
+                made["decoder_input_ids"] = made["decoder_input_ids"][: made[main].shape[0]]
             key = tuple((n, tuple(v.shape)) for n, v in made.items())
             if made and key not in seen:
                 seen.add(key)

@@ -99,8 +99,8 @@ class GaugeGroup:
         """Parameters that take up what others compute, with these others."""
         programs = (self.program, *(stage.program for stage in self.additive))
         found: dict[str, frozenset[str]] = {}
-        for at in (at for program in programs for at in program.coordinates.values() if at.rests):
-            found[at.name] = found.get(at.name, frozenset()).union(*(rest.cone for rest in at.rests))
+        for at in (at for program in programs for at in program.coordinates.values() if at.cone):
+            found[at.name] = found.get(at.name, frozenset()) | at.cone
         return found
 
     @cached_property
@@ -360,7 +360,7 @@ class GaugeGroup:
     def computes(self) -> bool:
         """Whether its coordinates hold numbers that the model computes from parameters."""
         programs = (self.program, *(stage.program for stage in self.additive))
-        return any(at.rests for program in programs for at in program.coordinates.values())
+        return any(at.rests or at.turns for program in programs for at in program.coordinates.values())
 
     def orbit_dimension(self, params: Params) -> int:
         """Rank of the generators at these parameters (float64, exact singular values)."""

@@ -69,7 +69,7 @@ def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...]
     frames = FrameStage(product, frame_pass, solution)
     additive = _additive(program)
     summed = aligned(lowered)
-    if summed is not lowered or aims_differ(lowered):
+    if summed is not lowered or aims_differ(lowered, program):
         additive += [stage.beyond(additive) for stage in _additive(distribute(summed, "shifts"))]
     tables = tuple(RowScales(program).tables())
     if free := tuple(table for table in tables if table.eps == 0):

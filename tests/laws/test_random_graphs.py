@@ -74,11 +74,26 @@ def test_random_image_network(tree: Tree, head: bool, train: bool) -> None:
     assert_never_wrong(network(tree, "image", head, train))
 
 
+GAIN_AND_MEAN: Tree = (
+    "shuffle",
+    "transposed",
+    (
+        "residual",
+        (
+            "in_heads",
+            "shuffle",
+            ("minus", ("add_constant", "with_own_relu", ("beside", ("self_gram", "three_readers")))),
+        ),
+    ),
+    "square",
+)
+"""In which x ⊙ γ and its mean, a contraction of x and γ, are both read: rotations may not turn γ."""
 FOUND: tuple[tuple[Kind, Tree], ...] = (
     ("sequence", ("sum_of_halves", "batch_norm_plain", "constant_minus", "with_own_relu")),
     ("sequence", (("beside", ("batch_norm",)), "normalise")),
     ("image", ("grouped", "batch_norm_plain", "transposed")),
     ("image", (("twice", ("three_readers",)), "grouped")),
+    ("image", GAIN_AND_MEAN),
 )
 
 

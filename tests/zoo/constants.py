@@ -31,6 +31,42 @@ class Queries(nn.Module):
         return self.out(self.norm2(h))
 
 
+class Latents(nn.Module):
+    """A few latent vectors, normalised, ask about what is given; a number that the network makes of a time scales a norm."""
+
+    def __init__(self, d: int, n: int, given: int, heads: int = 1) -> None:
+        super().__init__()
+        self.latents, self.norm, self.heads = nn.Parameter(torch.zeros(n, d)), nn.LayerNorm(d), heads
+        self.q, self.k, self.v, self.o = nn.Linear(d, 6), nn.Linear(given, 6), nn.Linear(given, 6), nn.Linear(6, d)
+        self.out = nn.Linear(d, d + 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+
+        y = F.scaled_dot_product_attention(
+            split(self.q(self.norm(self.latents)))[None], split(self.k(x)), split(self.v(x))
+        )
+        return self.out((self.latents + self.o(y.transpose(1, 2).flatten(2))).tanh())
+
+
+class Timed(nn.Module):
+    """A norm whose gain is one plus what two maps make of fixed features of a time (Voxtral Realtime)."""
+
+    features: Tensor
+
+    def __init__(self, d: int, wide: int) -> None:
+        super().__init__()
+        self.read, self.norm = nn.Linear(7, d), nn.RMSNorm(d, eps=1e-5)
+        self.first, self.second = nn.Linear(d, wide, bias=False), nn.Linear(wide, d, bias=False)
+        self.out = nn.Linear(d, 3)
+        self.register_buffer("features", torch.linspace(0.2, 1.0, d), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 + self.second(F.gelu(self.first(self.features.cos())))
+        return self.out(self.norm(self.read(x)) * scale)
+
+
 class Packed(nn.Module):
     """Attention from one probe, with queries, keys and values in one packed map."""
 
@@ -89,6 +125,10 @@ def words_and_more(g: torch.Generator) -> tuple[Tensor, ...]:
 CASES: tuple[Case, ...] = (
     Case("queries_from_zeros", lambda: Queries(4, 3, 5), normal(24, 6, 5), 170, batches=4),
     Case("queries_from_normed_zeros", lambda: Queries(4, 3, 5, normed=True), normal(24, 6, 5), 178, batches=4),
+    Case("latents", lambda: Latents(6, 3, 4), normal(24, 7, 4), 120, batches=4),
+    Case("latents_in_heads", lambda: Latents(6, 3, 4, heads=2), normal(24, 7, 4), 90, batches=4),
+    Case("latents_as_many", lambda: Latents(4, 4, 5), normal(24, 7, 5), 98, batches=4),
+    Case("gain_of_a_time", lambda: Timed(5, 4), normal(64, 7), 55),
     Case("packed_probe", lambda: Packed(4, 2), normal(24, 6, 4), 48, batches=4),
     Case("constant_beside_a_map", lambda: Beside(6), normal(24, 5), 63),
     Case("table_beside_a_map", lambda: PerLayer(7, 4, 3), words_and_more, 45, batches=4),

@@ -135,6 +135,20 @@ class IntoStream(nn.Module):
         return self.head(self.norms[2](x + x.sin()))
 
 
+class GainReadTwice(nn.Module):
+    """A gain in front of a norm that a linear map of the same tensor reads too: rotations must keep h·γ."""
+
+    def __init__(self, n: int, d: int) -> None:
+        super().__init__()
+        self.read, self.write, self.gain = nn.Linear(n, d), nn.Linear(d, 3), nn.Parameter(torch.ones(d))
+        self.norm = nn.RMSNorm(d, eps=EPS, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.read(x)
+        y = self.norm(h * self.gain)
+        return self.write(y) + torch.einsum("bd,d->b", h, self.gain).tanh()[:, None]
+
+
 def batch(eps: float = 0.0) -> Callable[[], nn.Module]:
     return lambda: nn.BatchNorm1d(6, eps=eps)
 
@@ -270,5 +284,14 @@ CASES: tuple[Case, ...] = (
     Case("post_rms", stream(lambda d: nn.RMSNorm(d, eps=SOFT), post=True), STREAM, 12, row="1.7"),
     Case("post_ln", stream(lambda d: nn.LayerNorm(d, eps=SOFT), post=True), STREAM, 52, row="1.7"),
     Case("norm_into_stream", lambda: IntoStream(5, 6, 4), normal(60, 3, 5), 37, row="theory 5"),
+    Case(
+        "gain_read_twice",
+        lambda: GainReadTwice(5, 4),
+        X,
+        4,
+        4 + 3,
+        "theory 2",
+        "rotations behind the gain that keep the vector of ones: a frame that a gain conjugates may not turn this gain",
+    ),
     Case("norm_beside_positions", lambda: IntoStream(5, 6, 4, post=True), normal(60, 3, 5), 43, row="theory 4, 5"),
 )

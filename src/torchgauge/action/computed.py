@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from torchgauge.errors import InputError
 from torchgauge.spaces import constraints as c
+from torchgauge.spaces.turned import invertible, matrix, rows_of
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
+COMPUTED = ("computed", "turned")
+"""Kinds of coordinates that depend on other parameters by recipes."""
 
 
 def rest(coordinate: c.Coordinate, values: Values, like: Tensor) -> Tensor:
@@ -19,6 +23,43 @@ def rest(coordinate: c.Coordinate, values: Values, like: Tensor) -> Tensor:
     for one in coordinate.rests:
         total = total + _placed(one, values.taken_up(one, coordinate.name), like)
     return total
+
+
+def coordinate(at: c.Coordinate, values: Values, value: Tensor) -> Tensor:
+    """A computed coordinate, from the parameter."""
+    value = value + rest(at, values, value)
+    for turn in at.turns:
+        value = _turned(turn, values, value, at.name, inverse=False)
+    return value
+
+
+def parameter(at: c.Coordinate, values: Values, value: Tensor) -> Tensor:
+    """The parameter, from its computed coordinate."""
+    for turn in reversed(at.turns):
+        value = _turned(turn, values, value, at.name, inverse=True)
+    return value - rest(at, values, value)
+
+
+def _turned(turn: c.Turn, values: Values, value: Tensor, name: str, *, inverse: bool) -> Tensor:
+    """A parameter of which one view is multiplied by the matrix of a turn, or the coordinate by its inverse."""
+    m = matrix(turn, values.raw)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(m)  # pyright: ignore[reportAttributeAccessIssue]
+    if not wrapped and not invertible(m.detach()):
+        raise InputError(
+            f"what {name} reads, constants that parameters compute, is linearly dependent at these parameters",
+            where=turn.x.source,
+            remedy="take parameters that are trained, or random; zeros, as a table may have at first, do this",
+        )
+    places = torch.arange(value.numel()).reshape(value.shape)
+    for k in turn.views:
+        places = _viewed(k, places)
+    places = places.permute(*turn.free, *turn.summed).reshape(-1, m.shape[0])
+    flat, offset = value.reshape(-1), turn.offset * (torch.arange(m.shape[0]) < rows_of(turn))
+    if inverse:
+        moved = torch.linalg.solve(m, flat[places] - offset, left=False)
+    else:
+        moved = flat[places] @ m + offset
+    return flat.index_copy(0, places.reshape(-1), moved.reshape(-1)).reshape(value.shape)
 
 
 def _placed(one: c.Rest, value: Tensor, like: Tensor) -> Tensor:
@@ -62,8 +103,8 @@ class Values:
         """A parameter."""
         if name not in self._raw:
             at = self.final.get(name)
-            if at is not None and at.kind == "computed" and name in self.given:
-                self._raw[name] = self.given[name] - rest(at, self, self.given[name])
+            if at is not None and at.kind in COMPUTED and name in self.given:
+                self._raw[name] = parameter(at, self, self.given[name])
             else:
                 self._raw[name] = self.parameter(name)
         return self._raw[name]
@@ -71,10 +112,10 @@ class Values:
     def whole(self, name: str, coordinates: Mapping[str, c.Coordinate]) -> Tensor:
         """The coordinate of a parameter."""
         at = coordinates[name]
-        if name in self.given and self.final[name].rests == at.rests:
+        if name in self.given and (self.final[name].rests, self.final[name].turns) == (at.rests, at.turns):
             return self.given[name]
         value = self.raw(name)
-        return value + rest(at, self, value) if at.kind == "computed" else value + at.offset
+        return coordinate(at, self, value) if at.kind in COMPUTED else value + at.offset
 
     def taken_up(self, one: c.Rest, name: str) -> Tensor:
         """What is added to the view of a parameter."""

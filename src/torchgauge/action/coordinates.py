@@ -13,7 +13,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from torchgauge.action.computed import Values, rest
+from torchgauge.action.computed import COMPUTED, Values, parameter
+from torchgauge.action.computed import coordinate as computed
 from torchgauge.errors import InputError
 from torchgauge.spaces.constraints import Coordinate, Program, View
 
@@ -41,7 +42,8 @@ def encode(program: Program, ties: Mapping[str, str], params: Params) -> dict[st
     for key, coordinate in program.coordinates.items():
         value = get(coordinate.name)
         _check(coordinate, value, program.params[key].shape)
-        value = value + rest(coordinate, values, value) if coordinate.rests else _encoded(coordinate, value, get)
+        moved = coordinate.kind in COMPUTED
+        value = computed(coordinate, values, value) if moved else _encoded(coordinate, value, get)
         out[key] = _part(value, coordinate.views)
     for key, coordinate in program.buffer_coordinates.items():
         out[f"buffer:{key}"] = _part(_encoded(coordinate, get(coordinate.name), get), coordinate.views)
@@ -102,15 +104,21 @@ def decode(
     kinds = {coordinate.name: coordinate for coordinate in program.coordinates.values()}
     # biases at a batch norm are read off last, from the moved scale and statistics
     wholes: dict[str, Tensor] = {}
+    before = Values({}, get, {})
     for name in sorted(parts, key=lambda n: kinds[n].kind in BIASES):
         coordinate = kinds[name]
-        old = _encoded(coordinate, get(name), get)
-        wholes[name] = _joined(old, parts[name]) if coordinate.views else parts[name][0][1]
-        if not coordinate.rests:
+        moved = coordinate.kind in COMPUTED
+        if coordinate.views:
+            old = get(name)
+            old = computed(coordinate, before, old) if moved else _encoded(coordinate, old, get)
+            wholes[name] = _joined(old, parts[name])
+        else:
+            wholes[name] = parts[name][0][1]
+        if not moved:
             new[name] = _decoded(coordinate, wholes[name], new)
     values = Values(wholes, lambda name: new[name] if name in new else get(name), kinds)
-    for name in (n for n in parts if kinds[n].rests):
-        new[name] = wholes[name] - rest(kinds[name], values, wholes[name])
+    for name in (n for n in parts if kinds[n].kind in COMPUTED):
+        new[name] = parameter(kinds[name], values, wholes[name])
     out: dict[str, Tensor] = {}
     for name, old in params.items():
         source = ties.get(name, name)

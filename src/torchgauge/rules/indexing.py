@@ -14,7 +14,7 @@ from torchgauge.rules.constants import name_of
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.pointwise import PROFILES
 from torchgauge.rules.registry import operators, rule
-from torchgauge.spaces.constraints import Profile, Tensor
+from torchgauge.spaces.constraints import Mul, Profile, Tensor
 
 aten = torch.ops.aten
 MOST_RUNS = 4
@@ -167,8 +167,23 @@ def _reduce(ctx: Lowering, x: Tensor, dims: Sequence[int], mode: Any) -> Tensor:
     """Reduce, then give the node's own shape (kept or dropped dimensions)."""
     if not x.ndim:
         return x
-    y = ctx.b.reduce(x, dims, mode, True)
+    y = _summed_product(ctx, x, dims, mode) if mode in ("sum", "mean") else None
+    y = ctx.b.reduce(x, dims, mode, True) if y is None else y
     return axes.reshape(ctx.b, y, ctx.shape)
+
+
+def _summed_product(ctx: Lowering, x: Tensor, dims: Sequence[int], mode: str) -> Tensor | None:
+    """Σ u v over some dimensions of both is a contraction, of which more is known than of a product and a sum."""
+    b, made = ctx.b, ctx.b.producers.get(x)
+    if not isinstance(made, Mul) or made.power != 1 or made.x is made.y or "const" in (made.x.role, made.y.role):
+        return None
+    if any(made.x.shape[d] != x.shape[d] or made.y.shape[d] != x.shape[d] for d in dims):
+        return None
+    kept = [[d for d, n in enumerate(t.shape) if n == x.shape[d]] for t in (made.x, made.y)]
+    u, v = (b.reshape(t, [t.shape[d] for d in places]) for t, places in zip((made.x, made.y), kept, strict=True))
+    labels = [[f"d{d}" for d in places] for places in (*kept, [d for d in range(x.ndim) if d not in dims])]
+    y = b.contract(u, v, *labels)
+    return y if mode == "sum" else ctx.scale(y, 1.0 / _size(x.shape[d] for d in dims))
 
 
 @rule(aten.mean)

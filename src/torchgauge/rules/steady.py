@@ -34,6 +34,7 @@ class Steady:
     """Any tensor of the program → the first node that stands for it."""
     settled: dict[Node, torch.Tensor] = field(default_factory=dict)
     """Buffers that no state dict holds, in numbers."""
+    _stills: dict[Node, torch.Tensor | None] = field(default_factory=dict)
 
     def visit(self, node: Node) -> bool:
         """Takes the next node in order; whether it is the same at every input, and parameters reach it."""
@@ -53,7 +54,23 @@ class Steady:
         if value is None and isinstance(like := node.meta.get("val"), torch.Tensor):
             fill = self.constants.fill(node)
             value = None if fill is None else torch.full(tuple(like.shape), fill, dtype=torch.float64)
-        return value
+        return self._still(node) if value is None else value
+
+    def _still(self, node: Node) -> torch.Tensor | None:
+        """The numbers of what buffers that no state dict holds and constants alone make."""
+        if node in self.settled:
+            value = self.settled[node]
+            return value.double() if value.is_floating_point() else value
+        if node not in self._stills:
+            self._stills[node] = None
+            pure = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+            if pure and node.all_input_nodes and node not in self.constants.spoiled:
+                if not is_inplace(node.target) and not _random(node):
+                    values = {n: self._constant(n) for n in node.all_input_nodes}
+                    if all(value is not None for value in values.values()):
+                        found = called(node, values)
+                        self._stills[node] = found if isinstance(found, torch.Tensor) else None
+        return self._stills[node]
 
     # -- what programs ask -------------------------------------------------------------------------------------
     def steady(self, t: Tensor) -> bool:

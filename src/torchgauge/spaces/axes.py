@@ -128,6 +128,9 @@ class Axis:
     repeated: bool = False
     """Tensors are constant along it."""
     gains: set[Tensor] = field(default_factory=set)
+    """Those that conjugate frames of the class."""
+    conjugates: bool = False
+    """The axis of a gain that conjugates frames: nothing turns it, or its new values would ask for themselves."""
     narrowings: list[Narrowing] = field(default_factory=list)
     serial: int = field(default_factory=lambda: next(_serial))
     _children: tuple[Axis, ...] = ()

@@ -322,16 +322,24 @@ class Coordinate:
     kind "centred_bias": bias − running_mean, of the bias in front of a batch norm without one; `refs` as above
     kind "inverse_std":  1/sqrt(value + eps), of a running variance
     kind "computed": value + what other parameters compute, of a bias that is added to that (see folding.py); `rests`
+    kind "turned":   of a weight that reads what other parameters compute (see turned.py): what "computed" gives, times
+                    the matrices of `turns`
     """
 
     name: str
-    kind: Literal["plain", "offset", "batch_norm_bias", "centred_bias", "inverse_std", "computed"] = "plain"
+    kind: Literal["plain", "offset", "batch_norm_bias", "centred_bias", "inverse_std", "computed", "turned"] = "plain"
     offset: float = 0.0
     refs: tuple[str, ...] = ()
     eps: float = 0.0
     views: tuple[View, ...] = ()
     """Steps (shape, dim, start, stop) that lead from the value to a part of it: reshape, then slice."""
     rests: tuple[Rest, ...] = field(default=(), compare=False, repr=False)
+    turns: tuple[Turn, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def cone(self) -> frozenset[str]:
+        """Names of the parameters that the coordinate depends on beside its own."""
+        return frozenset().union(*(x.cone for x in (*self.rests, *self.turns)))
 
 
 class Numbers(Protocol):
@@ -382,6 +390,28 @@ class Rest:
     recipes: Recipes
     sum: Tensor | None = None
     rows: Rows | None = None
+    cone: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One view of a weight [.., summed] times [Hᵀ, E], where the weight reads rows H [r, n] that parameters compute,
+    and E are the last n − r unit vectors: what it makes of H is the first r columns.
+
+    `free`, `summed`: dimensions of the view. `x`, `short`: the tensor H in numbers, and its shape without what is
+    repeated. `rows`, `columns`: dimensions of that; columns as `summed`. `offset`: added to the r columns. `cone`:
+    names of the parameters that H follows from.
+    """
+
+    views: tuple[Constraint, ...]
+    free: tuple[int, ...]
+    summed: tuple[int, ...]
+    x: Tensor
+    short: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    numbers: Numbers
+    offset: float = 0.0
     cone: frozenset[str] = frozenset()
 
 

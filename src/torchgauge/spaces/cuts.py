@@ -185,8 +185,10 @@ def find_cuts(program: c.Program, aim: Aim = "frames") -> Cuts:
     return cuts
 
 
-def aims_differ(program: c.Program) -> bool:
-    """Whether shifts ask for other cuts than frames."""
+def aims_differ(program: c.Program, cut: c.Program) -> bool:
+    """Whether shifts ask for other cuts than frames, for which the program has been `cut`."""
+    if any(isinstance(k, c.Normalize) and k.kind == "layer" and k.others for k in cut.constraints):
+        return True  # reshapes may hide such a cut until they stand on parameters
     if not any(isinstance(k, (c.Slice, c.Concat)) for k in program.constraints):
         return False
     one, other = (find_cuts(program, aim) for aim in ("frames", "shifts"))

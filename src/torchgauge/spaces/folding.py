@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -24,6 +25,7 @@ from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.directions import RelationPass, grouping
 from torchgauge.spaces.lookups import looked_up
 from torchgauge.spaces.parity import symmetrised
+from torchgauge.spaces.turned import column, independent, turn_of
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
 PLAIN = (*VIEWS, c.Concat, c.Contract, c.Add, c.Mul, c.Reduce, c.Normalize, c.Softmax)
@@ -68,6 +70,8 @@ class _Folder:
         self.cones: dict[c.Tensor, frozenset[str]] = {}
         """The parameters that make each of them."""
         self.full: dict[c.Tensor, c.Tensor] = {}
+        self.columns: dict[c.Tensor, str] = {}
+        """What weights make of constants, as parts of their coordinates: tensor → weight."""
         self.shortened = False
         self.recipes = c.Recipes(self.builder.producers, {}, dict(program.coordinates), program.numbers)
         for name, t in program.params.items():
@@ -82,6 +86,8 @@ class _Folder:
             if isinstance(k, c.Contract) and (k.x in repeated or k.y in repeated):
                 return True
             if isinstance(k, c.Add) and (k.x in computed or k.y in computed):
+                return True
+            if isinstance(k, c.Contract) and (k.x in computed) != (k.y in computed) and self._steady(k, fixed):
                 return True
             if self._steady(k, fixed):
                 fixed.add(k.out)
@@ -100,7 +106,7 @@ class _Folder:
                 self._note(k, value)
             else:
                 self._copy(k)
-        if not self.shortened and not any(x.rests for x in self.recipes.coordinates.values()):
+        if not self.shortened and not any(x.rests or x.turns for x in self.recipes.coordinates.values()):
             return self.old
         written = self.builder.program.constraints
         new = replace(self.old, constraints=written, coordinates=self.recipes.coordinates)
@@ -242,10 +248,64 @@ class _Folder:
     def _contracted(self, k: c.Contract) -> Terms | None:
         if k.window:
             return None
+        for w, other in ((k.x, k.y), (k.y, k.x)):
+            if (turned := self._turned(k, w, other)) is not None:
+                return [turned]
         xs, ys = self._of(k.x), self._of(k.y)
         if len(xs) > 1 and len(ys) > 1:
             xs, ys = [self._sum(xs)], [self._sum(ys)]
         return [self._product(x, y, k) for x in xs for y in ys]
+
+    def _turned(self, k: c.Contract, w: c.Tensor, other: c.Tensor) -> c.Tensor | None:
+        """What a weight that is read here alone makes of what parameters compute: a part of its coordinate."""
+        numbers, views = self.old.numbers, self._views(w) if w in self.terms else None
+        rows = self.terms.get(other, [])
+        if views is None or numbers is None or len(self.terms[w]) != 1 or not any(map(self._computed, rows)):
+            return None
+        shown, param = self.terms[w][0], views[0].x if views else w  # type: ignore[attr-defined]
+        at, cone = self.recipes.coordinates[param.name], self.cones[other]
+        if shown.shape != w.shape or at.kind not in ("plain", "computed", "turned") or self._follows(cone, param.name):
+            return None
+        labels, theirs = (k.x_labels, k.y_labels) if w is k.x else (k.y_labels, k.x_labels)
+        short = {a: max(t.shape[d] for t in rows) for d, a in enumerate(theirs)}
+        turn = turn_of(k, w, views, short, numbers)
+        if turn is None or not independent(turn, self.shapes):
+            return None
+        turn = replace(turn, cone=cone)
+        self.recipes.coordinates[param.name] = replace(at, kind="turned", turns=(*at.turns, turn))
+        made = column(self.builder, k, shown, labels, turn)
+        self.columns[k.out] = param.name
+        return made
+
+    def _raised(self, k: c.Add) -> Terms | None:
+        """Such a part and a number, where nothing else reads it: another coordinate."""
+        name = self.columns.get(k.x)
+        if name is None or len(self.readers[k.x]) > 1 or k.x in self.old.outputs or k.y.role != "const":
+            return None
+        at = self.recipes.coordinates[name]
+        *before, last = at.turns
+        if k.y.fill is None or k.x.shape != k.out.shape or self.terms[k.x][0] not in self.builder.producers:
+            return None
+        if last.x not in self.makers[k.x].inputs:
+            return None
+        turn = replace(last, offset=k.alpha * k.y.fill)
+        self.recipes.origins[self.terms[k.x][0]] = k.out
+        self.recipes.coordinates[name] = replace(at, turns=(*before, turn))
+        return self.terms[k.x]
+
+    def _follows(self, names: frozenset[str], wanted: str) -> bool:
+        """Whether a parameter is among some, or among those that they depend on."""
+        known, stack = set(names), list(names)
+        while stack:
+            at = self.recipes.coordinates.get(stack.pop())
+            fresh = (at.cone if at is not None else frozenset()) - known
+            known |= fresh
+            stack += fresh
+        return wanted in known
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: t.shape for name, t in (self.old.params | self.old.idle).items()}
 
     def _product(self, x: c.Tensor, y: c.Tensor, k: c.Contract) -> c.Tensor:
         """A contraction of terms, of which the result is as short as it can be."""
@@ -287,6 +347,8 @@ class _Folder:
     # -- biases ------------------------------------------------------------------------------------------------
     def _added(self, k: c.Add) -> Terms:
         xs, ys = self._of(k.x), self._of(k.y)
+        if (raised := self._raised(k)) is not None:
+            return raised
         if k.alpha != 1.0:
             number = self.builder.const((1,) * k.y.ndim, "alpha", k.alpha)
             ys = [self.builder.mul(t, number) for t in ys]
@@ -318,7 +380,11 @@ class _Folder:
         at = self.recipes.coordinates[param.name]
         shown = self.terms[bias][0]
         found = next((t for t in terms if t.shape == shown.shape and self._computed(t)), None)
-        if found is None or at.kind not in ("plain", "computed") or param.name in self.cones.get(other, ()):
+        if (
+            found is None
+            or at.kind not in ("plain", "computed")
+            or self._follows(self.cones.get(other, frozenset()), param.name)
+        ):
             return None
         known = self.old.numbers is not None and self.old.numbers.knows(k.out)
         if self._evaluable(found):
@@ -413,7 +479,7 @@ def unread(old: c.Program, new: c.Program, blocks: c.Program) -> Iterator[tuple[
         yield name, torch.arange(prod(t.shape))
     readers = [readers_of(program) for program in (old, new)]
     for name, t in old.params.items():
-        if new is not old and (name not in new.params or _sliced(t, readers[0])):
+        if new is not old and (name not in new.params or any(_sliced(t, read) for read in readers)):
             left = _read(old, t, readers[0]) & ~_read(new, t, readers[1])
         else:
             left = None

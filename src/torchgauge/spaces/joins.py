@@ -28,8 +28,9 @@ class Frames(Ledger):
                 self.narrow(leaf, kind)
             return
         root, label = axis.find()
-        if kind is Kind.INDEX:
+        if kind is Kind.INDEX or root.conjugates:
             self._to_index(root)
+        if kind is Kind.INDEX:
             return
         if root.kind is Kind.INDEX:
             if kind.plane:
@@ -55,7 +56,8 @@ class Frames(Ledger):
         root, label = axis.find()
         if root.quotient is not None and not label.dress and not label.flip:
             return attached(root.quotient, SAME, axis.name)
-        if root.kind is Kind.GL and not (root.factors or root.views) and root.quotient is None:
+        free = root.kind is Kind.GL and not root.conjugates
+        if free and not (root.factors or root.views) and root.quotient is None:
             self._reroot(axis)
             self._note(axis, Kind.O1.value)
             scale = Var(f"scale of {axis.name}", tuple(axis.depends), origin=self.source)
@@ -116,6 +118,7 @@ class Frames(Ledger):
             "depends",
             "charge",
             "gains",
+            "conjugates",
             "narrowings",
             "factors",
             "quotient",
@@ -190,7 +193,7 @@ class Frames(Ledger):
         if ra.factors or rb.factors:
             done = [self.equate(x, y, label) for x, y in self.pairs(a, b)]
             return bool(done) and all(done)
-        if not (ra.kind.vector and rb.kind.vector):
+        if not (ra.kind.vector and rb.kind.vector) or (ra is not rb and (ra.conjugates or rb.conjugates)):
             self._to_index(ra)
             self._to_index(rb)
             self.join_index(a, b)
@@ -250,7 +253,7 @@ class Frames(Ledger):
             for p, q in self.pairs(own, given):
                 self.follow(p, q)
             return
-        if own.root.kind.vector and given.root.kind.vector and own.size > 1:
+        if own.root.kind.vector and given.root.kind.vector and own.size > 1 and not given.root.conjugates:
             self.equate(own, given, Label(flip=True))
             return
         self._flatten(given)
@@ -290,6 +293,7 @@ class Frames(Ledger):
         root.fresh = root.fresh and child.fresh
         root.gains |= child.gains
         root.gains |= {g for g, _ in label.dress}
+        root.conjugates = root.conjugates or child.conjugates
         root.narrowings.extend(child.narrowings)
         root.pinned = root.pinned or child.pinned
         root.chosen = root.chosen or child.chosen

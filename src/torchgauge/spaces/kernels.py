@@ -231,13 +231,20 @@ class Kernels:
         if k.window or not set(summed) <= set(before) <= set(theirs) or self.sources.is_static(t):
             return None
         span = self.ranges.span(other, tuple(theirs.index(a) for a in before))
-        # if both were narrow, changes of both at once would meet
-        if span is None or self.ranges.span(t, dims) is not None:
-            return None
+        if span is None or not (self.ranges.span(t, dims) is None or self._fills(t, mine, other, theirs, summed)):
+            return None  # if both were narrow, changes of both at once would meet
         after = tuple(a for a in before if a in k.out_labels)
         vectors = sum(g.rows for g in span if not g.fixed) + any(g.fixed for g in span)
         rows = vectors * prod(t.shape[d] for d in dims if mine[d] in after)
         return frozenset([Block((Against(span, before, after),), "all", rows)])
+
+    def _fills(
+        self, t: c.Tensor, mine: tuple[str, ...], other: c.Tensor, theirs: tuple[str, ...], summed: list[str]
+    ) -> bool:
+        """Whether keys of each head may be anything, though those of all heads together may not, and queries not."""
+        keys = self.ranges.span(t, tuple(mine.index(a) for a in summed))
+        queries = self.ranges.span(other, tuple(theirs.index(a) for a in summed))
+        return keys is None and queries is not None
 
 
 def _size(t: c.Tensor, dims: Dims) -> int:

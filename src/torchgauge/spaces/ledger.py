@@ -18,7 +18,7 @@ class Gain:
     axes: tuple[Axis, ...]
     """All its axes in order; those other than `own` are indices that the gain depends on too."""
     trade: Charge
-    """The charge that it may trade (for classes that collapse)."""
+    """The charge that it may trade (for classes that collapse): the explicit one, for its axes have none."""
 
     @property
     def index(self) -> frozenset[Axis]:

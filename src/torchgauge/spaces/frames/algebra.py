@@ -170,7 +170,7 @@ def _add_constant(state: FrameState, t: c.Tensor, x: Value, out: c.Tensor) -> Va
 def _mul(k: c.Mul, state: FrameState) -> Value:
     x, y = state.value(k.x), state.value(k.y)
     tx, ty = k.x, k.y
-    if k.power == 1 and (tx.role in ("const", "buffer") or (state.is_fresh(tx) and not state.is_fresh(ty))):
+    if k.power == 1 and (tx.role in ("const", "buffer") or (state.is_gain(tx) and not state.is_gain(ty))):
         x, y, tx, ty = y, x, ty, tx
     if ty.role == "const":
         return _mul_constant(state, x, ty, k.out)
@@ -220,6 +220,9 @@ def _dress(state: FrameState, x: Value, y: Value, gain: c.Tensor, power: int) ->
     own = [q for p, q in pairs if p is axis]
     if len(own) != 1 or not axis.root.kind.vector or own[0].root is axis.root:
         return None
+    turned = own[0].root.kind.vector and not own[0].root.fresh
+    if turned or axis.root.conjugates or any(state.frames.total(q) for _, q in pairs):
+        return None
     if own[0].view_of is not None:
         state.frames.settle(own[0], frozenset(own))
     known = state.frames.gain_axes.setdefault(tensor, Gain(own[0], tuple(q for _, q in pairs), y.charge))
@@ -229,6 +232,7 @@ def _dress(state: FrameState, x: Value, y: Value, gain: c.Tensor, power: int) ->
         if p is not axis:
             state.frames.join_index(p, q)
     tensor.trade = y.charge
+    own[0].root.conjugates = True
     axis.root.gains.add(tensor)
     new = attached(axis, Label(dress=((tensor, power),)), axis.name)
     dims = tuple(tuple(new if a is axis else a for a in _leaves(d)) if axis in _leaves(d) else d for d in x.dims)

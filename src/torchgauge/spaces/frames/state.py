@@ -138,6 +138,10 @@ class FrameState:
 
     def is_fresh(self, t: c.Tensor) -> bool:
         """A parameter (seen through views) that nothing has used: its frames may follow the other operand's."""
+        return self.is_gain(t) and self.gain_tensor(t) not in self.frames.gain_axes
+
+    def is_gain(self, t: c.Tensor) -> bool:
+        """A parameter (seen through views) that nothing but products with it has used."""
         return t.role in ("param", "data") and self.all_fresh(self.value(t))
 
     def gain_tensor(self, t: c.Tensor) -> c.Tensor:
