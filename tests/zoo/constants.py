@@ -32,7 +32,7 @@ class Queries(nn.Module):
 
 
 class Latents(nn.Module):
-    """A few latent vectors, normalised, ask about what is given; a number that the network makes of a time scales a norm."""
+    """A few latent vectors, normalised, ask about what is given, and are the stream that takes the answers."""
 
     def __init__(self, d: int, n: int, given: int, heads: int = 1) -> None:
         super().__init__()
@@ -65,6 +65,20 @@ class Timed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = 1 + self.second(F.gelu(self.first(self.features.cos())))
         return self.out(self.norm(self.read(x)) * scale)
+
+
+class ShortConvolution(nn.Module):
+    """A stream plus a convolution of it with one kernel per channel, causal or centred."""
+
+    def __init__(self, d: int, centred: bool) -> None:
+        super().__init__()
+        self.read, self.write = nn.Linear(4, d), nn.Linear(d, d + 1)
+        self.mix = nn.Conv1d(d, d, 3, padding=1 if centred else 2, groups=d, bias=centred)
+        self.act = nn.Identity() if centred else nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.read(x)
+        return self.write(self.act(h + self.mix(h.mT)[..., : h.shape[1]].mT))
 
 
 class Packed(nn.Module):
@@ -129,6 +143,8 @@ CASES: tuple[Case, ...] = (
     Case("latents_in_heads", lambda: Latents(6, 3, 4, heads=2), normal(24, 7, 4), 90, batches=4),
     Case("latents_as_many", lambda: Latents(4, 4, 5), normal(24, 7, 5), 98, batches=4),
     Case("gain_of_a_time", lambda: Timed(5, 4), normal(64, 7), 55),
+    Case("short_convolution", lambda: ShortConvolution(5, False), normal(12, 9, 4), 5),
+    Case("centred_kernel", lambda: ShortConvolution(5, True), normal(12, 9, 4), 5 + 5 + 5),
     Case("packed_probe", lambda: Packed(4, 2), normal(24, 6, 4), 48, batches=4),
     Case("constant_beside_a_map", lambda: Beside(6), normal(24, 5), 63),
     Case("table_beside_a_map", lambda: PerLayer(7, 4, 3), words_and_more, 45, batches=4),

@@ -170,6 +170,27 @@ class GAT(nn.Module):
         return self.out(F.relu(mixed).flatten(1))
 
 
+class ChosenAndShared(nn.Module):
+    """The two best of several experts, and one that is always asked, weighed by one softmax."""
+
+    def __init__(self, d: int, m: int, experts: int) -> None:
+        super().__init__()
+        self.router, self.count = nn.Linear(d, experts + 1, bias=False), experts
+        shapes = {"gate": (m, d), "up": (m, d), "down": (d, m)}
+        self.many = nn.ParameterDict({name: torch.zeros(experts, *shape) for name, shape in shapes.items()})
+        self.one = nn.ParameterDict({name: torch.zeros(*shape) for name, shape in shapes.items()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.router(x)
+        chosen = scores[:, : self.count].topk(2, dim=-1).indices
+        weights = F.logsigmoid(torch.cat([scores.gather(1, chosen), scores[:, self.count :]], dim=1)).softmax(-1)
+        gate, up, down = (self.many[name][chosen] for name in ("gate", "up", "down"))
+        hidden = F.silu(torch.einsum("bemd,bd->bem", gate, x)) * torch.einsum("bemd,bd->bem", up, x)
+        best = torch.einsum("bedm,bem->bed", down, hidden)
+        always = (F.silu(x @ self.one["gate"].T) * (x @ self.one["up"].T)) @ self.one["down"].T
+        return (weights[:, :2, None] * best).sum(1) + weights[:, 2:] * always
+
+
 _segments = "a softmax over the edges of a node, written with sums, is not seen to ignore what the node adds"
 
 
@@ -347,6 +368,7 @@ CASES: tuple[Case, ...] = (
     Case("gat", lambda: GAT(4, 3, 2), graph(4), 3, row="1.6"),
     Case("gat_wide", lambda: GAT(3, 5, 2), graph(3), 5 + 2 * 2, row="1.6"),
     Case("gat_plain", lambda: GAT(4, 3, 2, leaky=False), graph(4), 3, 6, "1.6", _segments),
+    Case("chosen_and_shared_experts", lambda: ChosenAndShared(5, 3, 4), normal(400, 5), 5 * 3),
     Case("gat_heads", lambda: GAT(4, 3, 2, heads=2), graph(4), 6, row="1.6"),
     Case("torch_bilinear", lambda: Bilinear(4, 3, 4, 2), pair(200, 4, 4), 9 + 9, row="theory 2"),
     Case("embedding_bag_mean", lambda: Bags(9, 3, 4, "mean"), bags(9, 80, 3), 9 + 3, row="1.1"),

@@ -11,7 +11,7 @@ from torchgauge.rules import axes
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.registry import rule
 from torchgauge.spaces.constraints import Tensor
-from torchgauge.spaces.windows import Reach
+from torchgauge.spaces.windows import Reach, Still
 
 aten = torch.ops.aten
 
@@ -36,7 +36,21 @@ def conv(
     # a dimension with one tap is no window: every place is mapped by itself
     plain = [d for d in range(rank) if (weight.shape[2 + d], steps[d], pads[d]) == (1, 1, 0)]
     reach = () if isinstance(padding, str) else _reach(ctx, x, weight, steps, pads, _each(dilation, rank))
-    return _convolve(ctx, x, weight, bias, groups, transposed=False, shift_safe=not padded, plain=plain, reach=reach)
+    moving = [d for d in range(rank) if d not in plain]
+    known = not isinstance(padding, str) and all(steps[d] == 1 for d in moving)
+    apart = _each(dilation, rank)
+    return _convolve(
+        ctx,
+        x,
+        weight,
+        bias,
+        groups,
+        transposed=False,
+        shift_safe=not padded,
+        plain=plain,
+        reach=reach,
+        still=tuple((f"k{d}", f"s{d}", f"t{d}", pads[d], apart[d]) for d in moving) if known else (),
+    )
 
 
 def _reach(
@@ -103,6 +117,7 @@ def _convolve(
     shift_safe: bool,
     plain: Sequence[int] = (),
     reach: Reach = (),
+    still: Still = (),
 ) -> Tensor:
     """Weight [o, i/g, *k], or [i, o/g, *k] when transposed; groups become a batch label of x and the weight.
 
@@ -138,6 +153,7 @@ def _convolve(
         out_shape=out_shape,
         shift_safe=shift_safe,
         reach=tuple(found for found in reach if found[0] in labels[1]),
+        still=still,
     )
     y = axes.reshape(b, y, shape)
     return y if bias is None else b.add(y, axes.reshape(b, bias, (*(1 for _ in batch), channels) + (1,) * rank))

@@ -33,7 +33,7 @@ from torchgauge.spaces.constraints import (
     Take,
     Tensor,
 )
-from torchgauge.spaces.windows import Reach
+from torchgauge.spaces.windows import Reach, Still
 
 
 class Builder:
@@ -176,6 +176,7 @@ class Builder:
         out_shape: Sequence[int] | None = None,
         shift_safe: bool = True,
         reach: Reach = (),
+        still: Still = (),
     ) -> Tensor:
         sizes = dict(zip(x_labels, x.shape, strict=True)) | dict(zip(y_labels, y.shape, strict=True))
         shape = tuple(out_shape) if out_shape is not None else tuple(sizes[a] for a in out_labels)
@@ -184,7 +185,7 @@ class Builder:
             return self.const(shape, "zero", 0.0)
         out = self._new(shape, x, y, name="contract")
         labels = tuple(x_labels), tuple(y_labels), tuple(out_labels)
-        return self._emit(Contract(out, x, y, *labels, frozenset(window), shift_safe, reach))
+        return self._emit(Contract(out, x, y, *labels, frozenset(window), shift_safe, reach, still))
 
     def add(self, x: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:
         x, y, shape = self._broadcast(x, y)

@@ -25,6 +25,7 @@ from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.directions import RelationPass, grouping
 from torchgauge.spaces.lookups import looked_up
 from torchgauge.spaces.parity import symmetrised
+from torchgauge.spaces.taps import tapped
 from torchgauge.spaces.turned import column, independent, turn_of
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
@@ -45,7 +46,7 @@ def folded(program: c.Program) -> tuple[c.Program, c.Program]:
     """
     # tables first: their numbers are those of the traced graph, in which no intermediate result has changed yet
     tabled, recipes = looked_up(program)
-    simpler = symmetrised(adapted(tabled))
+    simpler = symmetrised(adapted(tapped(tabled)))
     simpler = pruned(simpler) if simpler is not program else program
     folder = _Folder(simpler)
     new = folder.run() if folder.any() else simpler

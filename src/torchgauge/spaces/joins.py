@@ -354,7 +354,9 @@ class Frames(Ledger):
             b.sample = a.sample
             return True
         for axis in (a, b):
-            self.mixed.update(axis.ground())
+            # beside positions that are no choice an entry is still the one that was chosen there
+            if b.sample is not None:
+                self.mixed.update(axis.ground())
             if axis.sample is None:
                 self.pin(axis)
                 self.system.zero(self.total(axis), self.reason)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 Reach = tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
 """By label of a kernel: the ranges of its positions that lie inside what is read, at some place of the result."""
+Still = tuple[tuple[str, str, str, int, int], ...]
+"""Of convolutions without strides, by dimension: labels of kernel, source and result, padding, steps between taps."""
 
 
 @dataclass(frozen=True, eq=False)
