@@ -214,7 +214,9 @@ def called(node: Node, values: Mapping[Node, object]) -> Any:
             return torch.complex128
         return x
 
-    target: Any = node.target
+    # other kernels may have laid out what is viewed in another order
+    views = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+    target: Any = torch.ops.aten.reshape.default if node.target in views else node.target
     return _double(target(*map_aggregate(node.args, argument), **map_aggregate(node.kwargs, argument)))
 
 

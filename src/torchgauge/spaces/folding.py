@@ -26,7 +26,7 @@ from torchgauge.spaces.directions import RelationPass, grouping
 from torchgauge.spaces.lookups import looked_up
 from torchgauge.spaces.parity import symmetrised
 from torchgauge.spaces.taps import tapped
-from torchgauge.spaces.turned import column, independent, turn_of
+from torchgauge.spaces.turned import SMOOTH, column, independent, turn_of
 
 VIEWS = (c.Reshape, c.Permute, c.Slice, c.Expand)
 PLAIN = (*VIEWS, c.Concat, c.Contract, c.Add, c.Mul, c.Reduce, c.Normalize, c.Softmax)
@@ -71,6 +71,8 @@ class _Folder:
         self.cones: dict[c.Tensor, frozenset[str]] = {}
         """The parameters that make each of them."""
         self.full: dict[c.Tensor, c.Tensor] = {}
+        self.kinked: set[c.Tensor] = set()
+        """Those that are no smooth functions of the parameters."""
         self.columns: dict[c.Tensor, str] = {}
         """What weights make of constants, as parts of their coordinates: tensor → weight."""
         self.shortened = False
@@ -129,6 +131,9 @@ class _Folder:
     def _note(self, k: c.Constraint, terms: Terms) -> None:
         self.terms[k.out] = terms
         self.cones[k.out] = frozenset().union(*(self.cones.get(t, frozenset()) for t in k.inputs))
+        smooth = k.profile.name in SMOOTH if isinstance(k, c.Pointwise) else isinstance(k, PLAIN)
+        if not smooth or any(t in self.kinked for t in k.inputs) or (isinstance(k, c.Reduce) and k.mode == "max"):
+            self.kinked.add(k.out)
         if len(terms) == 1 and terms[0] not in self.recipes.origins:
             self.recipes.origins[terms[0]] = k.out
 
@@ -262,6 +267,8 @@ class _Folder:
         numbers, views = self.old.numbers, self._views(w) if w in self.terms else None
         rows = self.terms.get(other, [])
         if views is None or numbers is None or len(self.terms[w]) != 1 or not any(map(self._computed, rows)):
+            return None
+        if other in self.kinked:
             return None
         shown, param = self.terms[w][0], views[0].x if views else w  # type: ignore[attr-defined]
         at, cone = self.recipes.coordinates[param.name], self.cones[other]

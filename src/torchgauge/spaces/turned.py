@@ -15,6 +15,28 @@ import torch
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.builder import Builder
 
+SMOOTH = frozenset(
+    [
+        "cos",
+        "cosh",
+        "erf",
+        "exp",
+        "expm1",
+        "gelu",
+        "gelu_tanh",
+        "log_sigmoid",
+        "logsigmoid",
+        "mish",
+        "sigmoid",
+        "silu",
+        "sin",
+        "sinh",
+        "softplus",
+        "square",
+        "tanh",
+    ]
+)
+"""Functions without kinks: behind others rows may vanish, or be alike, for many parameters."""
 DRAWS = 3
 """Random parameters at which the rows must be independent."""
 INDEPENDENT = 1e-6
