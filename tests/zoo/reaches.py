@@ -133,6 +133,19 @@ class Edges(nn.Module):
         return torch.tanh(self.window(picture).flatten(2).transpose(1, 2)) + torch.sigmoid(self.beside(x))
 
 
+class Halved(nn.Module):
+    """A convolution of stride two with padding and no bias behind a layer norm, read where no constant may arrive."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1)
+        self.window = nn.Conv2d(d, 3, 3, 2, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        picture = self.norm(self.first(x)).transpose(1, 2).unflatten(2, (4, 4))
+        return torch.tanh(self.window(picture))
+
+
 class Inside(nn.Module):
     """A convolution with padding and a bias behind a layer norm: taps that never meet the padding trade with it."""
 
@@ -407,6 +420,7 @@ CASES: tuple[Case, ...] = (
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("probe_of_batched_heads", lambda: Probe(6, 2), normal(24, 6, 6), 102, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
+    Case("stride_with_edges", lambda: Halved(5), normal(24, 16, 7), 24 + 5 * 3, batches=4),
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
     Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),

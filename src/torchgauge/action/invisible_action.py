@@ -20,6 +20,7 @@ from torchgauge.spaces.levels import full
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.shifts import ShiftPass
 from torchgauge.spaces.sources import Source
+from torchgauge.spaces.windows import Taps
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class Writer:
     """A view of a parameter whose changes along `pattern` are invisible.
 
     `dims`: instead, all changes along these dimensions of which readers see nothing; `left` of them are independent.
-    With both: such changes along `dims` times the fixed vector along the pattern.
+    With both: such changes along `dims` times the fixed vector along the pattern. `taps`: changes of a kernel with
+    edges that add nothing at any place, times that vector.
     """
 
     tensor: c.Tensor
@@ -35,13 +37,15 @@ class Writer:
     dims: tuple[int, ...] = ()
     seen: Seen = None
     left: int = 0
+    taps: Taps | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the coordinates: of the arbitrary factor, or of the tensor, to be projected."""
         if self.dims and not self.pattern.dims:
             return self.tensor.shape
-        return tuple(1 if d in self.pattern.dims else n for d, n in enumerate(self.tensor.shape))
+        sizes = self.taps.shape if self.taps is not None else {}
+        return tuple(1 if d in self.pattern.dims else sizes.get(d, n) for d, n in enumerate(self.tensor.shape))
 
     @property
     def width(self) -> int:
@@ -100,7 +104,16 @@ class InvisibleStage(Additive):
         known = {w.tensor for w in out}
         held = [s for s in self.shifts.sources if s in self.shifts.dead or s in self.shifts.solved]
         out += [w for s in held if s.tensor not in known for w in self._constant(s, kernels)]
+        known = {w.tensor for w in out}
+        out += [w for s in held if s.tensor not in known and s not in self.shifts.solved for w in self._edged(s)]
         return sorted(out, key=lambda w: w.tensor.name)
+
+    def _edged(self, s: Source) -> Iterator[Writer]:
+        """What a kernel with edges may add along a relation that it reads, where all of it cancels at every place."""
+        e = s.entries[0]
+        taps = e.taps.silent() if e.taps is not None and s.kind == "relation" and e.tensor is s.tensor else None
+        if taps is not None and e.way is not None and (len(e.way.dims) == 1 or not e.way.gains):
+            yield Writer(s.tensor, e.way, taps=taps)
 
     def _constant(self, s: Source, kernels: Kernels) -> Iterator[Writer]:
         """Constants that the reader of a relation adds: those of which nothing is seen."""
@@ -119,7 +132,7 @@ class InvisibleStage(Additive):
         new = dict(params)
         for w, value in values.items():
             name = param_of(self.shifts.makers, w.tensor).name
-            delta = value.expand(w.tensor.shape)
+            delta = (value if w.taps is None else w.taps.spread(value)).expand(w.tensor.shape)
             if w.dims:
                 sizes = tuple(w.tensor.shape[d] for d in w.dims)
                 delta = along(projector(self.shifts.makers, w.seen, sizes, params), w.dims, delta)

@@ -16,7 +16,7 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.builder import Builder
 
 SMOOTH = frozenset(
-    [
+    (
         "cos",
         "cosh",
         "erf",
@@ -34,7 +34,7 @@ SMOOTH = frozenset(
         "softplus",
         "square",
         "tanh",
-    ]
+    )
 )
 """Functions without kinks: behind others rows may vanish, or be alike, for many parameters."""
 DRAWS = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -38,6 +38,13 @@ class Taps:
         whole = whole.squeeze([kept.index(d) for d in others]) if others else whole
         order = [*(d for d in kept if d not in others), *self.dims]
         return whole.permute([order.index(d) for d in range(value.ndim)])
+
+    def silent(self) -> Taps | None:
+        """Those of the changes that add nothing at any place."""
+        sums = (self.basis * self.inside).flatten(1).sum(1, keepdim=True)
+        left = torch.linalg.svd(sums.T, full_matrices=True).Vh
+        basis = left[1 if float(sums.abs().max()) > 1e-9 else 0 :] @ self.basis.flatten(1)
+        return replace(self, basis=basis.reshape(-1, *self.inside.shape)) if len(basis) else None
 
     def seen(self, change: Tensor) -> Tensor:
         """A change of the kernel, with zeros where the place looks at the padding."""
