@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 import torchgauge as tg
 from torchgauge.certify.draws import Draws
-from torchgauge.certify.rank import RowSpace, column_scales, cut, kernel, kernel_basis, span
-from torchgauge.certify.twin import small, twin_of
 from torchgauge.errors import InputError
 
 from . import oracle
@@ -422,94 +420,3 @@ def test_draws_cover_the_vocabulary_and_keep_masks() -> None:
         seen |= set(drawn.flatten().tolist())
     assert seen == set(range(30))
     assert max(scales) > 2 * min(scales) > 0
-
-
-# -- ranks -----------------------------------------------------------------------------------------------------
-def test_row_space_keeps_the_gram_matrix() -> None:
-    torch.manual_seed(0)
-    blocks = [torch.randn(70, 40, dtype=torch.float64) for _ in range(20)]
-    space = RowSpace(40)
-    for block in blocks:
-        space.add(block)
-    whole = torch.cat(blocks)
-    assert space.rows == 1400
-    assert space.triangle.shape == (40, 40)
-    assert torch.allclose(space.triangle.T @ space.triangle, whole.T @ whole)
-
-
-def test_kernel_with_badly_scaled_columns() -> None:
-    torch.manual_seed(0)
-    a = torch.randn(60, 12, dtype=torch.float64)
-    a[:, 3] = a[:, 1] + 2 * a[:, 2]
-    scales = 10.0 ** torch.linspace(-4, 4, 12, dtype=torch.float64)
-    matrix = a * scales
-    matrix = matrix * column_scales(matrix.norm(dim=0).clamp_min(1e-3))
-    found = kernel(matrix)
-    assert found.dimension == 1
-    assert found.gap > 5
-    basis = kernel_basis(matrix, found)
-    assert basis.shape == (12, 1)
-    assert float((matrix @ basis).norm()) < 1e-12
-
-
-def test_column_of_rounding_is_not_blown_up() -> None:
-    norms = torch.tensor([1.0, 1e-17, 2.0], dtype=torch.float64)
-    assert float(column_scales(norms).max()) <= 1e5
-
-
-def test_cut_leaves_soft_directions_alone() -> None:
-    hard = torch.tensor([1.0, 0.3, 3e-6, 1e-16, 3e-17])
-    assert cut(hard).dimension == 2
-    full = cut(torch.tensor([1.0, 0.5, 0.1]))
-    assert (full.dimension, full.gap) == (0, pytest.approx(15.0, abs=0.1))
-    assert cut(torch.zeros(3)).dimension == 3
-
-
-def test_span_of_overlapping_vectors() -> None:
-    torch.manual_seed(0)
-    v = torch.randn(20, 3, dtype=torch.float64)
-    both = torch.cat([v, 1e-6 * v, v @ torch.randn(3, 30, dtype=torch.float64)], dim=1)
-    assert span(both).shape == (20, 3)
-    assert span(torch.zeros(20, 2, dtype=torch.float64)).shape == (20, 0)
-
-
-# -- twins -----------------------------------------------------------------------------------------------------
-def test_small_keeps_what_decides_the_rules() -> None:
-    config = {
-        "model_type": "llama", "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8,
-        "head_dim": 128, "num_hidden_layers": 80, "vocab_size": 128256, "intermediate_size": 28672,
-        "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "bos_token_id": 128000, "max_position_embeddings": 131072,
-    }  # fmt: skip
-    out = small(config)
-    assert (out["num_attention_heads"], out["num_key_value_heads"], out["num_hidden_layers"]) == (4, 2, 2)
-    assert out["hidden_size"] == 8
-    assert out["bos_token_id"] < out["vocab_size"] == 40
-    assert (out["rms_norm_eps"], out["tie_word_embeddings"]) == (1e-5, False)
-
-
-_TWINS = [
-    ("LlamaConfig", "LlamaForCausalLM"), ("MistralConfig", "MistralForCausalLM"), ("Qwen2Config", "Qwen2ForCausalLM"),
-    ("Qwen3Config", "Qwen3ForCausalLM"), ("Gemma2Config", "Gemma2ForCausalLM"), ("GPT2Config", "GPT2LMHeadModel"),
-    ("GPTNeoXConfig", "GPTNeoXForCausalLM"), ("OPTConfig", "OPTForCausalLM"), ("PhiConfig", "PhiForCausalLM"),
-    ("BertConfig", "BertModel"), ("ViTConfig", "ViTModel"), ("ResNetConfig", "ResNetModel"),
-    ("ConvNextConfig", "ConvNextModel"), ("T5Config", "T5ForConditionalGeneration"), ("BartConfig", "BartModel"),
-    ("WhisperConfig", "WhisperModel"), ("MixtralConfig", "MixtralForCausalLM"), ("CLIPConfig", "CLIPModel"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("config", "cls"), _TWINS)
-def test_twin_runs(config: str, cls: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    with torch.device("meta"):
-        model = getattr(transformers, cls)(getattr(transformers, config)()).eval()
-    twin, args, kwargs = twin_of(model)
-    assert type(twin) is type(model)
-    assert sum(p.numel() for p in twin.parameters()) < 12000
-    assert not twin.training
-    with torch.no_grad():
-        twin(*args, **kwargs)
-
-
-def test_model_without_config_has_no_twin() -> None:
-    with pytest.raises(tg.errors.TorchGaugeError, match="configuration"):
-        twin_of(relu_net())

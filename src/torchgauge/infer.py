@@ -21,9 +21,10 @@ from torchgauge.spaces.cuts import aims_differ
 from torchgauge.spaces.directions import PatternPass, RelationPass
 from torchgauge.spaces.distribute import distribute
 from torchgauge.spaces.exponential import exponentiated
-from torchgauge.spaces.folding import folded, unread
+from torchgauge.spaces.folding import folded
 from torchgauge.spaces.frames import FramePass
 from torchgauge.spaces.gains import places
+from torchgauge.spaces.pruning import unread
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.row_scales import RowScales
 from torchgauge.spaces.shifts import ShiftPass
@@ -49,17 +50,33 @@ def infer(
         CaptureError: the model cannot be exported.
         InputError: inputs are missing or do not fit.
     """
+    return inferred(model, args, kwargs, observable)
+
+
+def inferred(
+    model: Any, args: Any, kwargs: Mapping[str, Any] | None, observable: Observable, *, turned: bool = True
+) -> GaugeGroup:
+    """As `infer`; `turned` as in `solve`."""
     from torchgauge.capture import capture
     from torchgauge.rules import lower
 
     captured = capture(observed(model, observable), args, dict(kwargs or {}))
-    program = lower(captured)
-    return solve(program, ties=captured.ties, dropped=captured.dropped_outputs)
+    return solve(lower(captured), ties=captured.ties, dropped=captured.dropped_outputs, turned=turned)
 
 
-def solve(program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = ()) -> GaugeGroup:
-    """Run all passes over a lowered program."""
-    whole, (lowered, coordinates) = program, folded(program)
+def solve(
+    program: Program, *, ties: Mapping[str, str], dropped: tuple[str, ...] = (), turned: bool = True
+) -> GaugeGroup:
+    """Run all passes over a lowered program.
+
+    Args:
+        program: the network.
+        ties: names of tied parameters → canonical ones.
+        dropped: outputs that are not observed.
+        turned: whether weights take up the constants that they read (spaces/turned.py). Frames then move a part of such
+            a weight alone, as any change of the rest is an element of its own.
+    """
+    whole, (lowered, coordinates) = program, folded(program, turned=turned)
     lowered = unmasked(lowered)
     program = distribute(lowered)
     idle = [Free(name, at) for name, at in unread(whole, lowered, program)]

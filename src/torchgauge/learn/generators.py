@@ -54,10 +54,26 @@ class Generators:
         return self.group.learnable
 
     @cached_property
+    def turning(self) -> frozenset[str]:
+        """Parameters that compute what a weight takes up: all generators may depend on them."""
+        programs = (self.group.program, *(stage.program for stage in self.group.additive))
+        found = {at.name: at.cone for own in programs for at in own.coordinates.values() if at.turns}
+        names = frozenset().union(*found.values())
+        while more := frozenset().union(*(found.get(name, frozenset()) for name in names)) - names:
+            names |= more
+        return names & self.shapes.keys()
+
+    @cached_property
     def blank(self) -> dict[str, Tensor]:
-        """A state without memory: one number, spread over every parameter; the true buffers."""
+        """A state without memory: one number, spread over every parameter; the true buffers.
+
+        Where weights take up what parameters compute, the rows of that must not be alike.
+        """
         one = torch.full((), FILL, dtype=torch.float64)
         blank = {name: one.expand(shape) for name, shape in self.shapes.items()}
+        draw = torch.Generator().manual_seed(0)
+        for name in sorted(self.turning):
+            blank[name] = torch.randn(self.shapes[name], generator=draw, dtype=torch.float64)
         return blank | {n: b.detach().double().cpu() for n, b in self.buffers.items() if n in self.shapes}
 
     def zeros(self, families: Iterable[int]) -> Algebra:
@@ -70,7 +86,7 @@ class Generators:
             InputError: a tensor is missing or has another shape.
         """
         out = dict(self.blank)
-        for name in sorted({name for i in families for name in self.moved[i]}):
+        for name in sorted({name for i in families for name in self.moved[i]} | self.turning):
             alias = next((a for a, of in self.group.ties.items() if of == name and a in params), name)
             value = params.get(name, params.get(alias))
             if value is None or value.numel() != prod(self.shapes[name]):
@@ -98,7 +114,10 @@ class Generators:
 
     def _read(self, family: int) -> tuple[str, ...]:
         sources = {n: torch.tensor(FILL, dtype=torch.float64, requires_grad=True) for n in sorted(self.learnable)}
-        state = self.blank | {name: source.expand(self.shapes[name]) for name, source in sources.items()}
+        state = self.blank | {
+            name: source.expand(self.shapes[name]) if name not in self.turning else self.blank[name] * source
+            for name, source in sources.items()
+        }
         algebra = {i: zero + 0.1 for i, zero in self.zeros([family]).items()}
         with Promote(), torch.enable_grad():
             moved = self.group.flow(algebra, state)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchgauge.errors import InputError
 from torchgauge.gauge import GaugeGroup
-from torchgauge.infer import infer
+from torchgauge.infer import inferred
 from torchgauge.learn.closed import TINY, Closed, closed
 from torchgauge.learn.evaluation import Parts, parts, state_of
 from torchgauge.learn.generators import Generators, Params
@@ -134,7 +134,8 @@ def conserved(
         state = dict(subject.state_dict()) if state is None else state
         if trainable is None:
             trainable = {name for name, p in subject.named_parameters(remove_duplicate=False) if p.requires_grad}
-        subject = infer(subject, args, kwargs, observable=observable)
+        # frames that move whole weights have potentials
+        subject = inferred(subject, args, kwargs, observable, turned=False)
     return of_group(subject, state or {}, trainable, limit)
 
 

@@ -397,7 +397,7 @@ class Rest:
 @dataclass(frozen=True, eq=False)
 class Turn:
     """One view of a weight [.., summed] times [Hᵀ, E], where the weight reads rows H [r, n] that parameters compute,
-    and E are the last n − r unit vectors: what it makes of H is the first r columns.
+    and E is fixed: what it makes of H is the first r columns.
 
     `free`, `summed`: dimensions of the view. `x`, `short`: the tensor H in numbers, and its shape without what is
     repeated. `rows`, `columns`: dimensions of that; columns as `summed`. `offset`: added to the r columns. `cone`:

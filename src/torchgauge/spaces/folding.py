@@ -11,20 +11,18 @@ same is that value, whatever the weights are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property
-from math import prod
-
-import torch
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.absorb import Readers, readers_of
+from torchgauge.spaces.absorb import readers_of
 from torchgauge.spaces.adapters import adapted
 from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.directions import RelationPass, grouping
 from torchgauge.spaces.lookups import looked_up
 from torchgauge.spaces.parity import symmetrised
+from torchgauge.spaces.pruning import pruned
 from torchgauge.spaces.taps import tapped
 from torchgauge.spaces.turned import SMOOTH, column, independent, turn_of
 
@@ -38,17 +36,18 @@ Terms = list[c.Tensor]
 """Tensors whose sum, broadcast, is another one."""
 
 
-def folded(program: c.Program) -> tuple[c.Program, c.Program]:
+def folded(program: c.Program, *, turned: bool = True) -> tuple[c.Program, c.Program]:
     """An equal program in which parameters have taken up what others compute, the same object if there is nothing of
     the sort; and all coordinates.
 
     The second program has every parameter of the given one, in the coordinates of the first, and no constraints.
+    `turned`: whether weights take up what they read, too.
     """
     # tables first: their numbers are those of the traced graph, in which no intermediate result has changed yet
     tabled, recipes = looked_up(program)
     simpler = symmetrised(adapted(tapped(tabled)))
     simpler = pruned(simpler) if simpler is not program else program
-    folder = _Folder(simpler)
+    folder = _Folder(simpler, turned)
     new = folder.run() if folder.any() else simpler
     recipes.coordinates.update(folder.recipes.coordinates)
     idle = {name: c.Coordinate(name) for name in program.idle}
@@ -61,8 +60,8 @@ def folded(program: c.Program) -> tuple[c.Program, c.Program]:
 
 
 class _Folder:
-    def __init__(self, program: c.Program) -> None:
-        self.old, self.builder = program, Builder()
+    def __init__(self, program: c.Program, turned: bool) -> None:
+        self.old, self.builder, self.turned = program, Builder(), turned
         self.relations = RelationPass(program).relations
         self.readers = readers_of(program)
         self.makers = {k.out: k for k in program.constraints}
@@ -90,7 +89,8 @@ class _Folder:
                 return True
             if isinstance(k, c.Add) and (k.x in computed or k.y in computed):
                 return True
-            if isinstance(k, c.Contract) and (k.x in computed) != (k.y in computed) and self._steady(k, fixed):
+            reads = isinstance(k, c.Contract) and (k.x in computed) != (k.y in computed)
+            if self.turned and reads and self._steady(k, fixed):
                 return True
             if self._steady(k, fixed):
                 fixed.add(k.out)
@@ -268,7 +268,7 @@ class _Folder:
         rows = self.terms.get(other, [])
         if views is None or numbers is None or len(self.terms[w]) != 1 or not any(map(self._computed, rows)):
             return None
-        if other in self.kinked:
+        if other in self.kinked or not self.turned:
             return None
         shown, param = self.terms[w][0], views[0].x if views else w  # type: ignore[attr-defined]
         at, cone = self.recipes.coordinates[param.name], self.cones[other]
@@ -453,76 +453,3 @@ def _mapped(value: object, take) -> object:
 def _disjoint(slices: Sequence[c.Slice]) -> bool:
     spans = sorted((k.start, k.stop) for k in slices)
     return len({k.dim for k in slices}) == 1 and all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
-
-
-def pruned(program: c.Program) -> c.Program:
-    """Without what no output reads."""
-    wanted, kept = set(program.outputs), []
-    for k in reversed(program.constraints):
-        if k.out in wanted:
-            kept.append(k)
-            wanted.update(k.inputs)
-    params = {name: t for name, t in program.params.items() if t in wanted}
-    buffers = {name: t for name, t in program.buffers.items() if t in wanted}
-    return replace(
-        program,
-        constraints=kept[::-1],
-        params=params,
-        coordinates={name: program.coordinates[name] for name in params},
-        buffers=buffers,
-        buffer_coordinates={name: program.buffer_coordinates[name] for name in buffers},
-        opaque=list(dict.fromkeys((k.reason, k.out.source) for k in kept[::-1] if isinstance(k, c.Opaque))),
-    )
-
-
-def unread(old: c.Program, new: c.Program, blocks: c.Program) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters of which a program reads entries for constants or zeros alone, with the places [n] of these.
-
-    Args:
-        old: the program.
-        new: the same with constants taken up.
-        blocks: the latter in blocks.
-    """
-    for name, t in old.idle.items():
-        yield name, torch.arange(prod(t.shape))
-    readers = [readers_of(program) for program in (old, new)]
-    for name, t in old.params.items():
-        if new is not old and (name not in new.params or any(_sliced(t, read) for read in readers)):
-            left = _read(old, t, readers[0]) & ~_read(new, t, readers[1])
-        else:
-            left = None
-        for at in blocks.spare:
-            if at.name == name:
-                left = torch.zeros(prod(t.shape), dtype=torch.bool) if left is None else left
-                shown = torch.arange(prod(t.shape))
-                for shape, dim, start, stop in at.views:
-                    shown = shown.reshape(shape).narrow(dim, start, stop - start)
-                left[shown.reshape(-1)] = True
-        if left is not None and bool(left.any()):
-            yield name, left.nonzero().flatten()
-
-
-def _sliced(t: c.Tensor, readers: Readers) -> bool:
-    """Whether some view of a parameter shows a part of it."""
-    views = [k for k in readers.get(t, []) if isinstance(k, (c.Reshape, c.Permute, c.Slice))]
-    return any(isinstance(k, c.Slice) or _sliced(k.out, readers) for k in views)
-
-
-def _read(program: c.Program, param: c.Tensor, readers: Readers) -> torch.Tensor:
-    """Which entries of a parameter are read [n]."""
-    seen = torch.zeros(prod(param.shape), dtype=torch.bool)
-    stack = [(param, torch.arange(prod(param.shape)).reshape(param.shape))]
-    while stack:
-        t, places = stack.pop()
-        if t in program.outputs:
-            seen[places.reshape(-1)] = True
-        for k in readers.get(t, []):
-            if isinstance(k, c.Reshape):
-                stack.append((k.out, places.reshape(k.out.shape)))
-            elif isinstance(k, c.Permute):
-                stack.append((k.out, places.permute(k.dims)))
-            elif isinstance(k, c.Slice):
-                stack.append((k.out, places.narrow(k.dim, k.start, k.stop - k.start)))
-            else:
-                seen[places.reshape(-1)] = True
-    return seen

@@ -1,13 +1,15 @@
 """Weights that read what parameters compute: what they make of it is a coordinate of its own (theory section 3).
 
 Let a weight W, which is read nowhere else, multiply r vectors that parameters alone compute, the rows of H [r, n] with
-r ≤ n. With the matrix M = [Hᵀ, E], E the last n − r unit vectors, W* = W M is as good a coordinate as W wherever M is
-invertible. Its first r columns are W Hᵀ, which is all that is read; the others, and what computes H, are free.
+r ≤ n. With the matrix M = [Hᵀ, E], E [n, n − r] fixed and drawn at random, W* = W M is as good a coordinate as W
+wherever M is invertible. Its first r columns are W Hᵀ, which is all that is read; the others, and what computes H, are
+free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -133,4 +135,11 @@ def matrix(turn: c.Turn, raw: Callable[[str], torch.Tensor]) -> torch.Tensor:
             h = h.narrow(d, 0, 1)
     n = prod(turn.short[d] for d in turn.columns)
     h = h.permute(*turn.rows, *turn.columns).reshape(-1, n).to(torch.float64)
-    return torch.cat([h.T, torch.eye(n, dtype=torch.float64)[:, h.shape[0] :]], dim=1)
+    return torch.cat([h.T, _fixed(n)[:, h.shape[0] :]], dim=1)
+
+
+@lru_cache(maxsize=8)
+def _fixed(n: int) -> torch.Tensor:
+    """An orthogonal matrix, always the same: of unit vectors each would ask that one entry of H is not small."""
+    drawn = torch.randn(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    return torch.linalg.qr(drawn).Q
