@@ -284,6 +284,26 @@ def self_gram(m: Maker, n: int) -> Made:
     return Op(lambda s, x: (0.1 * x @ x.mT) @ x), n
 
 
+def made_gain(m: Maker, n: int) -> Made:
+    """A gain that a small network makes of one vector."""
+    parts = {"first": nn.Linear(3, 4), "second": nn.Linear(4, n, bias=m.draw.random() < 0.5)}
+    shape = m.shape(n)
+    return Op(lambda s, x: x * (1 + s.second(s.first(s.seed).tanh())).reshape(shape), seed=(3,), **parts), n
+
+
+def latents(m: Maker, n: int) -> Made:
+    """Attention to a few normalised vectors, and to nothing else."""
+    norm = nn.LayerNorm(5)
+    parts = {"q": m.mix(n, 4), "k": nn.Linear(5, 4), "v": nn.Linear(5, 3, bias=m.draw.random() < 0.5), "o": m.mix(3, n)}
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        keys = s.norm(s.table)
+        scores = s.q(x).movedim(m.axis, -1) @ s.k(keys).mT
+        return s.o((scores.softmax(-1) @ s.v(keys)).movedim(-1, m.axis))
+
+    return Op(forward, norm=norm, table=(3, 5), **parts), n
+
+
 def depthwise_after_split(m: Maker, n: int) -> Made:
     if m.kind == "sequence" or n % 2:
         return None
@@ -331,6 +351,8 @@ LEAVES: dict[str, Callable[[Maker, int], Made]] = {
     "rotary_attention": rotary_attention,
     "self_gram": self_gram,
     "in_heads": in_heads,
+    "made_gain": made_gain,
+    "latents": latents,
     "depthwise_after_split": depthwise_after_split,
     "depthwise": convolution(groups="all"),
     "grouped": convolution(groups="two"),
