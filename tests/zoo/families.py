@@ -173,9 +173,9 @@ class GAT(nn.Module):
 class ChosenAndShared(nn.Module):
     """The two best of several experts, and one that is always asked, weighed by one softmax."""
 
-    def __init__(self, d: int, m: int, experts: int) -> None:
+    def __init__(self, d: int, m: int, experts: int, score: Fn = F.logsigmoid) -> None:
         super().__init__()
-        self.router, self.count = nn.Linear(d, experts + 1, bias=False), experts
+        self.router, self.count, self.score = nn.Linear(d, experts + 1, bias=False), experts, score
         shapes = {"gate": (m, d), "up": (m, d), "down": (d, m)}
         self.many = nn.ParameterDict({name: torch.zeros(experts, *shape) for name, shape in shapes.items()})
         self.one = nn.ParameterDict({name: torch.zeros(*shape) for name, shape in shapes.items()})
@@ -183,7 +183,7 @@ class ChosenAndShared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores = self.router(x)
         chosen = scores[:, : self.count].topk(2, dim=-1).indices
-        weights = F.logsigmoid(torch.cat([scores.gather(1, chosen), scores[:, self.count :]], dim=1)).softmax(-1)
+        weights = self.score(torch.cat([scores.gather(1, chosen), scores[:, self.count :]], dim=1)).softmax(-1)
         gate, up, down = (self.many[name][chosen] for name in ("gate", "up", "down"))
         hidden = F.silu(torch.einsum("bemd,bd->bem", gate, x)) * torch.einsum("bemd,bd->bem", up, x)
         best = torch.einsum("bedm,bem->bed", down, hidden)
@@ -368,6 +368,15 @@ CASES: tuple[Case, ...] = (
     Case("gat", lambda: GAT(4, 3, 2), graph(4), 3, row="1.6"),
     Case("gat_wide", lambda: GAT(3, 5, 2), graph(3), 5 + 2 * 2, row="1.6"),
     Case("gat_plain", lambda: GAT(4, 3, 2, leaky=False), graph(4), 3, 6, "1.6", _segments),
+    Case(
+        "chosen_and_shared_softmax",
+        lambda: ChosenAndShared(5, 3, 4, lambda x: x),
+        normal(400, 5),
+        5 * 3,
+        5 * 3 + 5,
+        "1.5",
+        "a common change of the rows of a router that are cut into chosen and shared ones",
+    ),
     Case("chosen_and_shared_experts", lambda: ChosenAndShared(5, 3, 4), normal(400, 5), 5 * 3),
     Case("gat_heads", lambda: GAT(4, 3, 2, heads=2), graph(4), 6, row="1.6"),
     Case("torch_bilinear", lambda: Bilinear(4, 3, 4, 2), pair(200, 4, 4), 9 + 9, row="theory 2"),
