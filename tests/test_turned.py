@@ -46,6 +46,14 @@ def test_rows_that_are_alike_are_an_error() -> None:
         group.act(group.random(torch.Generator().manual_seed(0)), state)
 
 
+def test_certificate_of_a_model_before_training() -> None:
+    found = tg.certify(Latents(6, 3, 4), (torch.randn(2, 7, 4),))
+    assert found.sound
+    assert found.complete
+    assert found.own_defect is None
+    assert any("own parameters were not moved: what q.weight reads" in note for note in found.notes)
+
+
 def test_followers_are_named() -> None:
     model, args = latents()
     found = [f for f in tg.infer(model, args).factors if "norm.weight" in f.parameters]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchgauge import numerics
 from torchgauge.certify.subject import Evaluate, State, Subject
+from torchgauge.errors import InputError
 from torchgauge.gauge import GaugeGroup
 
 LIMIT = 1e-11
@@ -67,6 +68,10 @@ def move(
         if not kept:
             notes.append("at the model's own parameters the outputs are not finite" if index else "no finite outputs")
             continue
+        if index and (why := _barred(group, state)):
+            notes.append(f"the model's own parameters were not moved: {why}")
+            del worst[1, 1.0]
+            continue
         for scale in (1.0, large_scale):
             for _ in range(elements):
                 moved = group.act(group.random(generator, scale=scale), state)
@@ -87,6 +92,15 @@ def move(
         own=worst.get((1, 1.0)),
         notes=tuple(notes),
     )
+
+
+def _barred(group: GaugeGroup, state: State) -> str:
+    """Why elements cannot act on a state, as on tables of zeros before any training; empty where they can."""
+    try:
+        group.act(group.random(torch.Generator().manual_seed(0)), state)
+    except InputError as error:
+        return error.what
+    return ""
 
 
 def _run(evaluate: Evaluate, state: State) -> list[Tensor]:
