@@ -50,10 +50,7 @@ def _turned(turn: c.Turn, values: Values, value: Tensor, name: str, *, inverse: 
             where=turn.x.source,
             remedy="take parameters that are trained, or random; zeros, as a table may have at first, do this",
         )
-    places = torch.arange(value.numel()).reshape(value.shape)
-    for k in turn.views:
-        places = _viewed(k, places)
-    places = places.permute(*turn.free, *turn.summed).reshape(-1, m.shape[0])
+    places = _places(turn.views, value).permute(*turn.free, *turn.summed).reshape(-1, m.shape[0])
     flat, offset = value.reshape(-1), turn.offset * (torch.arange(m.shape[0]) < rows_of(turn))
     if inverse:
         moved = torch.linalg.solve(m, flat[places] - offset, left=False)
@@ -66,11 +63,16 @@ def _placed(one: c.Rest, value: Tensor, like: Tensor) -> Tensor:
     """Numbers of a view at their places in the parameter."""
     if not one.views:
         return value.reshape(like.shape)
-    places = torch.arange(like.numel()).reshape(like.shape)
-    for k in one.views:
-        places = _viewed(k, places)
     flat = torch.zeros(like.numel(), dtype=torch.float64)
-    return flat.index_add(0, places.reshape(-1), value.reshape(-1)).reshape(like.shape)
+    return flat.index_add(0, _places(one.views, like).reshape(-1), value.reshape(-1)).reshape(like.shape)
+
+
+def _places(views: tuple[c.Constraint, ...], like: Tensor) -> Tensor:
+    """Where the entries of a view stand in the parameter."""
+    places = torch.arange(like.numel()).reshape(like.shape)
+    for k in views:
+        places = _viewed(k, places)
+    return places
 
 
 def _viewed(k: c.Constraint, value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.builder import Builder
 from torchgauge.spaces.cuts import Aim, Cuts, find_cuts
 from torchgauge.spaces.directions import grouping
+from torchgauge.spaces.pruning import without_unread
 
 Index = tuple[int, ...]
 
@@ -57,7 +58,7 @@ class _Writer:
         named = zip(self.old.outputs, self.old.output_names, strict=True)
         new.output_names = [name for t, name in named for _ in self._all(t)]
         new.opaque = list(self.old.opaque)
-        kept = _without_unread(new)
+        kept = without_unread(new)
         lost = [key for key, t in new.params.items() if key not in kept.params and t in self.builder.zeroed]
         kept.spare = (*self.old.spare, *(new.coordinates[key] for key in lost))
         return kept
@@ -255,23 +256,3 @@ def _before(shape: tuple[int, ...], other: tuple[int, ...], at: Index) -> list[i
         if a and b:
             index[a[0]] = at[b[0]]
     return index
-
-
-def _without_unread(program: c.Program) -> c.Program:
-    """Drop what no output reads: constraints, and parts of parameters (they are dead, and nothing moves them)."""
-    wanted = set(program.outputs)
-    kept: list[c.Constraint] = []
-    for k in reversed(program.constraints):
-        if k.out in wanted:
-            kept.append(k)
-            wanted.update(k.inputs)
-    params = {name: t for name, t in program.params.items() if t in wanted}
-    buffers = {name: t for name, t in program.buffers.items() if t in wanted}
-    return replace(
-        program,
-        constraints=kept[::-1],
-        params=params,
-        coordinates={name: program.coordinates[name] for name in params},
-        buffers=buffers,
-        buffer_coordinates={name: program.buffer_coordinates[name] for name in buffers},
-    )

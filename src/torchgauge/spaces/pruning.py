@@ -13,7 +13,14 @@ from torchgauge.spaces.absorb import Readers, readers_of
 
 
 def pruned(program: c.Program) -> c.Program:
-    """Without what no output reads."""
+    """Without what no output reads, and what was said of it."""
+    new = without_unread(program)
+    said = ((k.reason, k.out.source) for k in new.constraints if isinstance(k, c.Opaque))
+    return replace(new, opaque=list(dict.fromkeys(said)))
+
+
+def without_unread(program: c.Program) -> c.Program:
+    """The constraints, parameters and parts of parameters that outputs read; nothing moves the others."""
     wanted, kept = set(program.outputs), []
     for k in reversed(program.constraints):
         if k.out in wanted:
@@ -28,7 +35,6 @@ def pruned(program: c.Program) -> c.Program:
         coordinates={name: program.coordinates[name] for name in params},
         buffers=buffers,
         buffer_coordinates={name: program.buffer_coordinates[name] for name in buffers},
-        opaque=list(dict.fromkeys((k.reason, k.out.source) for k in kept[::-1] if isinstance(k, c.Opaque))),
     )
 
 

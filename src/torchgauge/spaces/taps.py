@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.absorb import Absorber, Held
+from torchgauge.spaces.absorb import VIEWS, Absorber, Held
 from torchgauge.spaces.directions import grouping
-
-VIEWS = (c.Reshape, c.Permute, c.Slice)
 
 
 def tapped(program: c.Program) -> c.Program:
