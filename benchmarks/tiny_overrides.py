@@ -18,6 +18,10 @@ _TOKENIZER = {"num_filters": 4, "ffn_expansion": 2, "depths": [1, 1], "downsampl
 
 OVERRIDES: dict[str, Raw] = {
     "align_vision_model": _BLOCKS,
+    # after 20 rounds of normalisation, what was added to the logits of a column has faded below rounding
+    "deepseek_v4": {"hc_sinkhorn_iters": 2},
+    # twelve layers of width 4 leave no singular value apart from another
+    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
     "efficientnet": _BLOCKS | {"hidden_dim": 16},
     # what makes labels for training alone
     "flava": {"init_codebook": False},

@@ -185,6 +185,24 @@ class Cross(nn.Module):
 X = normal(24, 6, 6)
 
 
+class Distances(nn.Module):
+    """Scores get a number for each distance to the past that every token makes for itself, up to an extent."""
+
+    def __init__(self, d: int, profiles: int, extent: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(d, d, bias=False) for _ in range(3))
+        self.r, self.profiles = nn.Linear(d, profiles), nn.Parameter(torch.zeros(profiles, extent))
+
+    def forward(self, x: Tensor) -> Tensor:
+        place, extent = torch.arange(x.shape[1]), self.profiles.shape[1]
+        distance = (place[:, None] - place)[None]
+        near = self.r(x) @ self.profiles
+        near = near.gather(-1, distance.clamp(0, extent - 1).expand(len(x), -1, -1))
+        near = near.masked_fill((distance < 0) | (distance >= extent), 0.0)
+        scores = (self.q(x) @ self.k(x).mT + near).masked_fill(distance < 0, float("-inf"))
+        return scores.softmax(-1) @ self.v(x)
+
+
 def case(name: str, orbit: int, *, row: str = "1.4", **options: object) -> Case:
     shape = Shape(**options)  # type: ignore[arg-type]
     return Case(f"attn_{name}", lambda: Attention(shape), normal(24, 6, shape.d), orbit, row=row)
@@ -217,6 +235,9 @@ CASES: tuple[Case, ...] = (
     case("rope_partial", 44, d=8, head=4, value=4, rotary="half", rotated=2),
     case("rope_partial_interleaved", 44, d=8, head=4, value=4, rotary="interleaved", rotated=2),
     Case("rope_learned", lambda: LearnedAngles(6), X, 42, batches=4),
+    # what is masked twice need not be: a number for all of the past passes the softmax, and one for a part does not
+    Case("distances", lambda: Distances(6, 2, 6), X, 36 + 4 + 2, batches=4),
+    Case("distances_near", lambda: Distances(6, 2, 4), X, 36 + 4, batches=4),
     case("qk_norm", 25, qk_norm=0.0),
     case("qk_norm_eps", 21, qk_norm=1e-5),
     case("qk_norm_rope", 38, d=8, head=4, value=4, rotary="half", qk_norm=0.0),

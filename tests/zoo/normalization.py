@@ -204,6 +204,21 @@ X = normal(96, 5)
 WIDE = normal(96, 7)
 IMAGES = normal(24, 2, 6, 6)
 
+
+class NormedBehind(nn.Module):
+    """Weights of some streams, from a map of them whose result is divided by what they measure."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.read, self.weigh = nn.Linear(7, d), nn.Linear(d, 3, bias=False)
+        self.out = nn.Linear(d, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        size = torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
+        return torch.tanh(self.out(x)).sum(-1, keepdim=True) * torch.tanh(self.weigh(x) * size)
+
+
 CASES: tuple[Case, ...] = (
     # batch norm in training mode (eps cannot be zero): a dead bias, gain and bias against the reader
     Case("bn_train_relu_eps", lambda: between(batch(EPS), nn.ReLU), X, 12, row="1.3", train=True, batches=3),
@@ -279,6 +294,7 @@ CASES: tuple[Case, ...] = (
     Case("weight_norm", lambda: WeightNormed(), normal(96, 3), 5, row="1.3"),
     Case("weight_norm_torch", normed_rows, normal(96, 3), 5, row="1.3"),
     # streams behind norms
+    Case("norm_behind_a_map", lambda: NormedBehind(5), normal(96, 7), 10),
     Case("pre_rms", stream(lambda d: nn.RMSNorm(d, eps=SOFT)), STREAM, 33, row="1.7"),
     Case("pre_ln", stream(lambda d: nn.LayerNorm(d, eps=SOFT)), STREAM, 79, row="1.7"),
     Case("post_rms", stream(lambda d: nn.RMSNorm(d, eps=SOFT), post=True), STREAM, 12, row="1.7"),

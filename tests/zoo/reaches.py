@@ -412,6 +412,34 @@ class Shuffled(nn.Module):
         return torch.tanh(self.head(x.reshape(b, width // 2, height // 2, 4 * d)))
 
 
+class Copies(nn.Module):
+    """Streams that begin as copies of one, side by side, and what reads all of them at once."""
+
+    def __init__(self, d: int, streams: int) -> None:
+        super().__init__()
+        self.read, self.streams = nn.Linear(7, d), streams
+        self.weigh, self.out = nn.Linear(streams * d, streams), nn.Linear(d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.read(x)).unsqueeze(-2).expand(-1, self.streams, -1)
+        shares = torch.sigmoid(self.weigh(x.flatten(-2)))
+        steps = torch.arange(1.0, 1.0 + self.streams, dtype=x.dtype)
+        return self.out(torch.sin((shares * steps).unsqueeze(-1) * x).sum(-2))
+
+
+class Narrow(nn.Module):
+    """Convolutions that halve a picture until one column is left, on whose sides there is padding alone."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, d, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(d, d, 3, stride=2, padding=1, groups=d)
+        self.out = nn.Linear(d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.second(torch.tanh(self.first(x)))).mean((-1, -2)))
+
+
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -421,6 +449,10 @@ CASES: tuple[Case, ...] = (
     Case("probe_of_batched_heads", lambda: Probe(6, 2), normal(24, 6, 6), 102, batches=4),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
     Case("stride_with_edges", lambda: Halved(5), normal(24, 16, 7), 24 + 5 * 3, batches=4),
+    # two of four taps in each direction are met, and the taps in one column by nothing
+    Case("taps_on_padding", lambda: Narrow(3), normal(60, 1, 8, 4), 9, batches=4),
+    # each of four rows reads d numbers of 3 d
+    Case("copies_side_by_side", lambda: Copies(4, 3), normal(96, 7), 3 * 8, batches=2),
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
     Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),

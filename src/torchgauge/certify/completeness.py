@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchgauge.certify.rank import Kernel, RowSpace, column_scales, kernel, kernel_basis, span, svd
+from torchgauge.certify.rank import CLEAR, Kernel, RowSpace, column_scales, kernel, kernel_basis, span, svd
 from torchgauge.certify.subject import Evaluate, State, Subject
 
 # rows taken from one input: few, because many inputs are worth more than many outputs of one
 ROWS_PER_INPUT = 64
+# rows per parameter: so many end it where nothing is hidden, and so many are what a hidden direction must have passed
+FEWER, FULL = 1.25, 2.0
 # a column this small, relative to the largest, is zero
 DEAD = 1e-12
 # a direction that moves the outputs by less than this, relative to a generic one, is in the kernel
@@ -123,9 +125,9 @@ def measure(
 ) -> Completeness:
     """Measures the kernel at generic parameters and compares it with the generators.
 
-    Rows come from fresh inputs until there are twice as many as parameters. The nullity can only fall with more
-    rows, and generators that lie in the kernel bound it from below: where both agree it is final. Where the kernel is
-    larger, inputs are added until the excess stands still.
+    Rows come from fresh inputs. The nullity can only fall with more rows, and generators that lie in the kernel bound
+    it from below: where both agree it is final, and somewhat more rows than parameters are enough. Where the kernel is
+    larger, there are twice as many, and then inputs are added until the excess stands still.
 
     Args:
         subject: the model.
@@ -142,8 +144,11 @@ def measure(
     flat = _matrix(subject, exact)
     limit = _matrix(subject, soft)
     notes: list[str] = []
-    probe.draw(samples, 2 * count + 16)
-    found = _compare(probe, flat, limit)
+    for share in (FEWER, FULL):
+        probe.draw(samples, int(share * count) + 16 - probe.space.rows)
+        found = _compare(probe, flat, limit)
+        if (found.hidden <= 0 and found.kernel.gap >= CLEAR) or samples is not None:
+            break
     few, excess = False, None
     for _ in range(rounds):
         if found.hidden <= 0:

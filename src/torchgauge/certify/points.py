@@ -70,6 +70,15 @@ def balanced(
     return found if finite else state
 
 
+def calm(subject: Subject) -> State:
+    """The generic state with weights of half the size, at which fewer smooth functions are flat to rounding.
+
+    A GELU far below zero moves nothing in floating point, though no two parameters are redundant.
+    """
+    state = subject.generic
+    return subject.resolve({name: p * 0.5 if name in subject.names and p.ndim > 1 else p for name, p in state.items()})
+
+
 def _calls(subject: Subject, evaluate: Evaluate, state: State, leaves: State, choices: bool) -> list[Kinked]:
     kinks = Kinks(choices=choices)
     with torch.enable_grad(), kinks:

@@ -15,6 +15,8 @@ from torch import Tensor
 # below this, relative to the largest, a singular value may count as zero; directions that are only soft (a
 # normalisation's ε of 1e-6 and more gives about 0.3 ε) stay above it
 ZERO = 1e-8
+# decades between the singular values on both sides of the cut, below which the count is not trusted
+CLEAR = 2.0
 # below this there is only rounding, whose ratios mean nothing
 NOISE = 1e-13
 
@@ -127,7 +129,8 @@ def kernel_basis(matrix: Tensor, found: Kernel) -> Tensor:
     r = torch.linalg.qr(torch.cat([matrix, found.between * torch.eye(columns, dtype=matrix.dtype)]), mode="r").R
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(columns, found.dimension, generator=draw, dtype=matrix.dtype)
-    for _ in range(max(3, math.ceil(16 / max(found.gap, 0.5)))):
+    # where the values part by little, the basis is not well defined, and many steps do not make it so
+    for _ in range(min(12, max(3, math.ceil(16 / max(found.gap, 0.5))))):
         x = torch.linalg.solve_triangular(r.T, x, upper=False)
         x = torch.linalg.qr(torch.linalg.solve_triangular(r, x, upper=True)).Q
     return x

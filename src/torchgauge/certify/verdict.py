@@ -12,7 +12,8 @@ from torch import nn
 
 from torchgauge.certify.certificate import Certificate
 from torchgauge.certify.completeness import Completeness, measure
-from torchgauge.certify.points import balanced
+from torchgauge.certify.points import balanced, calm
+from torchgauge.certify.rank import CLEAR
 from torchgauge.certify.soundness import Soundness, move, push_generators
 from torchgauge.certify.subject import State, Subject, Tell, no_epsilon, visible_epsilon, without_dropout
 from torchgauge.certify.twin import has_config, twin_of
@@ -27,12 +28,12 @@ Twin = tuple[nn.Module, Any, Mapping[str, Any]]
 EXACT = 6000
 # generic points at which the nullity of a network with kinks is measured, at most, and for how long
 POINTS, SECONDS = 8, 90.0
+# and of one without, where the first shows hidden directions
+SMOOTH = 2
 # so many points with the same smallest count of hidden directions show that it is the architecture's
 AGREEING = 3
 # an exact generator moves the outputs by less than this, relative to a random direction of its size
 STILL = 1e-7
-# decades between the singular values on both sides of the cut, below which the count is not trusted
-CLEAR = 2.0
 
 
 def certify(
@@ -113,9 +114,10 @@ def _on_model(subject: Subject, group: GaugeGroup, generator: torch.Generator, s
         )
     if len(set(tried)) > 1:
         counts = ", ".join(str(n) for n in tried)
+        cause = "units that are dead, always on, or never on together"
+        cause = cause if subject.draws.kinks else "functions that are flat to rounding there"
         notes.append(
-            f"hidden directions at {len(tried)} generic points: {counts}; the smallest counts, "
-            "more come from units that are dead, always on, or never on together"
+            f"hidden directions at {len(tried)} generic points: {counts}; the smallest counts, more come from {cause}"
         )
     return Certificate(
         defect=moved.defect,
@@ -148,18 +150,23 @@ def _smallest_kernel(
 ) -> tuple[Completeness, list[Completeness]]:
     """The measurement at the point with the fewest hidden directions, and those at all points.
 
-    A network with kinks has open sets of parameters where the kernel is larger. The group is complete if it is the
-    kernel at some point, since the kernel is smallest on an open set.
+    A network with kinks has open sets of parameters where the kernel is larger, and what is smooth may be flat to
+    rounding where weights are large. The group is complete if it is the kernel at some point, since the kernel is
+    smallest on an open set.
     """
     points: list[Completeness] = []
     unused = [name for name in subject.names if not group.reads(name)]
     start = time.monotonic()
     while True:
+        odd = len(points) % 2 == 1
+        if points or subject.draws.kinks:
+            subject.renew()
+        if odd:
+            subject.renew(calm(subject))
         if subject.draws.kinks:
             subject.tell(f"balancing the units, point {len(points) + 1}")
-            subject.renew()
             # experts that are never chosen hide; where choices are balanced, other units may come to their limits
-            subject.renew(balanced(subject, generator, choices=len(points) % 2 == 1))
+            subject.renew(balanced(subject, generator, choices=odd))
         with visible_epsilon(subject.model) as raised:
             if raised and group.computes and not points:
                 # what biases take up depends on ε
@@ -169,8 +176,9 @@ def _smallest_kernel(
             points.append(measure(subject, exact, soft, unused=unused, samples=samples))
         if soft and points[-1].hidden > 0:
             points[-1] = _without_epsilon(subject, points[-1], soft, unused, samples)
-        best = min(points, key=lambda measured: measured.hidden)
-        done = best.hidden <= 0 or not subject.draws.kinks or _agree(best, points)
+        best = min(points, key=lambda measured: (measured.hidden, measured.gap < CLEAR))
+        enough = _agree(best, points) if subject.draws.kinks else len(points) >= SMOOTH
+        done = enough or best.hidden < 0 or (best.hidden == 0 and best.gap >= CLEAR)
         if done or len(points) >= POINTS or time.monotonic() - start > SECONDS:
             return best, points
 

@@ -140,7 +140,7 @@ def gather(ctx: Lowering, x: Tensor, dim: int, index: Tensor, **_: object) -> Te
     ctx.picks(index)
     uniform = ctx.constants.uniform(ctx.values[index]) if index in ctx.values else frozenset()
     dims = {d for d in range(x.ndim) if d not in uniform or index.shape[d] != x.shape[d]} | {dim % x.ndim}
-    return ctx.b.spatial(x, sorted(dims), ctx.shape, "linear", True)
+    return ctx.b.spatial(x, sorted(dims), ctx.shape, "linear", True, within=dim % x.ndim if same else None)
 
 
 @rule(*operators("index_add"))

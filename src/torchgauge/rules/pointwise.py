@@ -342,6 +342,9 @@ def choose(ctx: Lowering, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
                 low = b.const(mask.shape, "mask")
                 low.mask = ctx.mask(whole, low, kept is x, low=True)
                 return b.add(kept, low)
+            numbers = ctx.exact(whole)
+            if numbers is not None and ctx.recogniser.weightless(ctx.node, numbers.bool() != (kept is x)):
+                return kept  # another mask takes it out
             masked = b.mul(kept, b.const(mask.shape, "mask"))
             return masked if other.fill == 0 else b.add(masked, b.const(mask.shape, "mask"))
     return b.add(b.mul(x, b.const(mask.shape, "mask")), b.mul(y, b.const(mask.shape, "mask")))

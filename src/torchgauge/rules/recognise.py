@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.fx import Graph, Node
 
 from torchgauge.rules import axes
@@ -130,6 +131,59 @@ class Recogniser:
             or (name_of(u) in (*CASTS, *_VIEWS, "add", "masked_fill", "where") and self.feeds_softmax(u))
             for u in node.users
         )
+
+    def weightless(self, node: Node, out: torch.Tensor) -> bool:
+        """Whether all that reads the scores `node` is softmaxes that give what `out` marks no weight, whatever it is.
+
+        Constants that are added behind lower it, as a causal mask does, and leave something of every row.
+        """
+        shape = shape_of(node)
+        return out.ndim <= len(shape) and self._weightless(node, out.expand(shape), torch.zeros(shape).bool())
+
+    def _weightless(self, node: Node, out: torch.Tensor, low: torch.Tensor) -> bool:
+        if not node.users:
+            return False
+        for user in node.users:
+            name = name_of(user)
+            if (dim := self._softmax_along(user, node)) is not None:
+                if bool((out & ~low).any()) or bool(low.all(dim=dim).any()):
+                    return False
+                continue
+            lower = self._lowered(user, node) if shape_of(user) == tuple(low.shape) else None
+            if lower is None or lower.ndim > low.ndim:
+                return False
+            # a factor may be small
+            lower = torch.zeros_like(low) if name == "mul" else low | lower
+            if not self._weightless(user, out, lower):
+                return False
+        return True
+
+    @staticmethod
+    def _softmax_along(user: Node, scores: Node) -> int | None:
+        """The dimension along which one more node takes a softmax of scores, that of attention with a mask included."""
+        name = name_of(user)
+        if name in ("softmax", "_softmax", "_safe_softmax") and user.args[0] is scores:
+            return int(user.args[1])  # type: ignore[arg-type]
+        causal = bool(user.kwargs.get("is_causal")) or user.args[5:6] == (True,)
+        added = (user.args[3] if len(user.args) > 3 else user.kwargs.get("attn_mask")) is scores
+        masked = name == "scaled_dot_product_attention" and not causal and scores not in user.args[:3]
+        return -1 if masked and added else None
+
+    def _lowered(self, user: Node, node: Node) -> torch.Tensor | None:
+        """Where one more node lowers scores without end, or None where it does more than to add to them."""
+        name, nowhere = name_of(user), torch.zeros(()).bool()
+        if name in ("masked_fill", "where"):
+            mask, *values = user.args if name == "where" else (user.args[1], user.args[2], user.args[0])
+            known = self.constants.exact(mask) if isinstance(mask, Node) else None
+            low = [isinstance(v, (int, float)) and v <= LOW for v in values]
+            if known is None or not any(low) or node not in values:
+                return None
+            return known.bool() == low[0]
+        if name == "add" and not user.kwargs:
+            other = next((x for x in user.args if x is not node), None)
+            known = self.constants.exact(other) if isinstance(other, Node) else None
+            return nowhere if known is None else known <= LOW
+        return nowhere if name in (*CASTS, "mul") else None
 
 
 def _turned(ctx: Lowering, x: Tensor, turn: Turn) -> Tensor:

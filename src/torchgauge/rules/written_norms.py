@@ -1,7 +1,8 @@
 """Norms that a model writes out: x/rms(x), (x − mean)/sqrt(var + ε), x/‖x‖, and their many spellings.
 
 A norm is a product or quotient of a numerator and a *spread*, factor·sqrt(mean of y² + ε). The numerator may hold
-further factors (a gain that is multiplied before the division): g·x/s = g·(x/s), entry by entry.
+further factors (a gain that is multiplied before the division): g·x/s = g·(x/s), entry by entry. It may also be a
+linear map of what the spread is of.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch.fx import Node
 
 from torchgauge.rules.constants import Constants, name_of
+from torchgauge.spaces.constraints import Contract
 
 if TYPE_CHECKING:
     from torchgauge.rules.lower import Lowering
@@ -63,8 +65,7 @@ class WrittenNorms:
             return None
         for spread, parts in self._divided(node):
             for i, part in enumerate(parts):
-                found = self._source(part, spread) if isinstance(part, Node) else None
-                if found is None or (y := self._normalize(ctx, part, spread, *found)) is None:
+                if not isinstance(part, Node) or (y := self._over(ctx, part, spread)) is None:
                     continue
                 for other in parts[:i] + parts[i + 1 :]:
                     y = ctx.b.mul(y, ctx.tensor(ctx.env[other] if isinstance(other, Node) else other))
@@ -96,6 +97,22 @@ class WrittenNorms:
         if whole is not None and same(inner, whole):
             return [node]
         return [*self._leaves(inner.args[0], whole), *self._leaves(inner.args[1], whole)]
+
+    def _over(self, ctx: Lowering, part: Node, spread: Spread) -> Any:
+        """A factor over a spread, if that is a norm, or what a linear map makes of one: (W x)/s = W (x/s)."""
+        if (found := self._source(part, spread)) is not None:
+            return self._normalize(ctx, part, spread, *found)
+        inner = strip(part)
+        along = spread.dims == (len(shape_of(spread.y)) - 1,)
+        if name_of(inner) != "linear" or len(inner.args) != 2 or inner.kwargs or not along:
+            return None
+        x: Any = inner.args[0]
+        found = self._source(x, spread)
+        normed = None if found is None else self._normalize(ctx, x, spread, *found)
+        made = ctx.b.producers.get(ctx.env[inner])
+        if normed is None or not isinstance(made, Contract) or made.x is not ctx.env[x]:
+            return None
+        return ctx.b.contract(normed, made.y, made.x_labels, made.y_labels, made.out_labels)
 
     def _normalize(self, ctx: Lowering, part: Node, spread: Spread, source: Node, centred: bool) -> Any:
         x = ctx.env.get(source)

@@ -169,7 +169,7 @@ class _Writer:
                 lead = k.choice.ndim
                 return b.pick(self._block(k.table, (0, *at[lead:])), self._block(k.choice, at[:lead]))
             case c.Spatial():
-                return b.spatial(self._block(k.x, at), k.dims, shape, k.mode, k.keeps_constants)
+                return b.spatial(self._block(k.x, at), k.dims, shape, k.mode, k.keeps_constants, k.within)
             case c.Rotate():
                 return b.rotate(self._block(k.x, at), k.layout)
             case c.Opaque():

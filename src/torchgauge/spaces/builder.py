@@ -279,9 +279,10 @@ class Builder:
         out_shape: Sequence[int],
         mode: Literal["linear", "max"],
         keeps_constants: bool,
+        within: int | None = None,
     ) -> Tensor:
         dims = tuple(sorted(d % x.ndim for d in dims))
-        return self._emit(Spatial(self._new(out_shape, x, name="spatial"), x, dims, mode, keeps_constants))
+        return self._emit(Spatial(self._new(out_shape, x, name="spatial"), x, dims, mode, keeps_constants, within))
 
     def rotate(self, x: Tensor, layout: Literal["half", "interleaved"]) -> Tensor:
         return self._emit(Rotate(self._new(x.shape, x, name="rotate"), x, layout))

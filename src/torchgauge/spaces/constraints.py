@@ -277,13 +277,15 @@ class Spatial(Constraint):
     interpolation, cumulative sums, gathering at constant positions).
 
     "linear": linear in x; "max": positively homogeneous and monotone. `keeps_constants`: an x constant along `dims`
-    gives the same constant.
+    gives the same constant. `within`: at every index of the other dimensions, also those of `dims`, the result is made
+    of the entries along this one there, and keeps what is constant along it.
     """
 
     x: Tensor
     dims: tuple[int, ...]
     mode: Literal["linear", "max"]
     keeps_constants: bool
+    within: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,9 +212,9 @@ class PatternPass:
 
     @back.register
     def _(self, k: c.Spatial, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
-        if out is None or k.mode != "linear" or out.dims & set(k.dims):
-            return None
-        return out
+        if out is None or k.mode != "linear" or not out.dims & set(k.dims):
+            return None if k.mode != "linear" else out
+        return out if k.within in out.dims and not out.gains else None
 
 
 def _narrowed(out: Pattern | None, shape: tuple[int, ...], full: tuple[int, ...]) -> Pattern | None:

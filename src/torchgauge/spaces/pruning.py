@@ -50,8 +50,9 @@ def unread(old: c.Program, new: c.Program, blocks: c.Program) -> Iterator[tuple[
         yield name, torch.arange(prod(t.shape))
     readers = [readers_of(program) for program in (old, new)]
     for name, t in old.params.items():
-        if new is not old and (name not in new.params or any(_sliced(t, read) for read in readers)):
-            left = _read(old, t, readers[0]) & ~_read(new, t, readers[1])
+        changed = new is not old and (name not in new.params or any(_sliced(t, read) for read in readers))
+        if changed or _edged(t, readers[1]):
+            left = _read(old, t, readers[0], padding=True) & ~_read(new, t, readers[1], padding=False)
         else:
             left = None
         for at in blocks.spare:
@@ -71,8 +72,31 @@ def _sliced(t: c.Tensor, readers: Readers) -> bool:
     return any(isinstance(k, c.Slice) or _sliced(k.out, readers) for k in views)
 
 
-def _read(program: c.Program, param: c.Tensor, readers: Readers) -> torch.Tensor:
-    """Which entries of a parameter are read [n]."""
+def _edged(t: c.Tensor, readers: Readers) -> bool:
+    """Whether some reader of a parameter holds a part of it against padding alone."""
+    return any(
+        bool(_outside(k, t))
+        if isinstance(k, c.Contract)
+        else isinstance(k, (c.Reshape, c.Permute, c.Slice)) and _edged(k.out, readers)
+        for k in readers.get(t, [])
+    )
+
+
+def _outside(k: c.Contract, t: c.Tensor) -> dict[int, list[int]]:
+    """By dimension of a kernel: its positions that lie outside what is read at every place of the result."""
+    if k.x is k.y:
+        return {}
+    labels = k.x_labels if t is k.x else k.y_labels
+    found = {labels.index(a): ranges for a, ranges in k.reach if a in labels}
+    outside = {
+        d: [i for i in range(t.shape[d]) if not any(start <= i < stop for start, stop in ranges)]
+        for d, ranges in found.items()
+    }
+    return {d: places for d, places in outside.items() if places}
+
+
+def _read(program: c.Program, param: c.Tensor, readers: Readers, *, padding: bool) -> torch.Tensor:
+    """Which entries of a parameter are read [n], and whether it counts that padding is read against them."""
     seen = torch.zeros(prod(param.shape), dtype=torch.bool)
     stack = [(param, torch.arange(prod(param.shape)).reshape(param.shape))]
     while stack:
@@ -87,5 +111,9 @@ def _read(program: c.Program, param: c.Tensor, readers: Readers) -> torch.Tensor
             elif isinstance(k, c.Slice):
                 stack.append((k.out, places.narrow(k.dim, k.start, k.stop - k.start)))
             else:
-                seen[places.reshape(-1)] = True
+                inside = torch.ones_like(places, dtype=torch.bool)
+                if isinstance(k, c.Contract) and not padding:
+                    for d, outside in _outside(k, t).items():
+                        inside.index_fill_(d, torch.tensor(outside), False)
+                seen[places[inside]] = True
     return seen

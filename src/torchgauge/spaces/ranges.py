@@ -196,8 +196,8 @@ class Ranges:
                 return self.span(k.x, tuple(k.dims[d] for d in dims))
             case c.Reshape():
                 return self._reshaped(k, dims)
-            case c.Expand() if all(k.x.shape[d] == k.out.shape[d] for d in dims):
-                return self.span(k.x, dims)
+            case c.Expand():
+                return self._expanded(k, dims)
             case c.Slice():
                 step = [View(narrow=(dims.index(k.dim), k.start, k.stop))] if k.dim in dims else []
                 return _then(self.span(k.x, dims), *step)
@@ -245,6 +245,18 @@ class Ranges:
         order = tuple([*wide, *missing].index(d) for d in dims)
         steps = View(shape=(*shape, *(1 for _ in missing))), View(order=order)
         return _then(self.span(k.x, tuple(before)), *steps) if before else None
+
+    def _expanded(self, k: c.Expand, dims: Dims) -> Span:
+        """Copies side by side are the same."""
+        kept = tuple(d for d in dims if k.x.shape[d] == k.out.shape[d])
+        if kept == dims:
+            return self.span(k.x, dims)
+        if not kept:
+            return frozenset([Generators("ones", tuple(k.out.shape[d] for d in dims), dims, 1)])
+        found, sizes = self.span(k.x, kept), tuple(k.x.shape[d] for d in kept)
+        if found is None:
+            found = frozenset([Generators("all", sizes, kept, prod(sizes))])
+        return _then(found, *(Repeat(i, k.out.shape[d]) for i, d in enumerate(dims) if d not in kept))
 
     def _concatenated(self, k: c.Concat, dims: Dims) -> Span:
         parts, start = [], 0
