@@ -18,6 +18,8 @@ _TOKENIZER = {"num_filters": 4, "ffn_expansion": 2, "depths": [1, 1], "downsampl
 
 OVERRIDES: dict[str, Raw] = {
     "align_vision_model": _BLOCKS,
+    # of two groups, one takes off what the other adds along a relation; real ones are sixteen
+    "data2vec-audio": {"num_conv_pos_embedding_groups": 4},
     # after 20 rounds of normalisation, what was added to the logits of a column has faded below rounding
     "deepseek_v4": {"hc_sinkhorn_iters": 2},
     # twelve layers of width 4 leave no singular value apart from another

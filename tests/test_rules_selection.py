@@ -192,3 +192,42 @@ def test_two_steps_stand_for_all(kind: str, length: int) -> None:
     for seed in range(3):
         moved = group.act(group.random(torch.Generator().manual_seed(seed)), state)
         assert relative_defect(evaluate64(layer, state, (x,)), evaluate64(layer, moved, (x,))) < 1e-12
+
+
+def test_all_places_in_any_order_are_all_places() -> None:
+    """The four best of four: what finds them is not read, and queries turn freely."""
+
+    class Indexed(nn.Module):
+        def __init__(self, most: int) -> None:
+            super().__init__()
+            self.q, self.k, self.most = nn.Linear(3, UNITS), nn.Linear(3, UNITS), most
+            self.index, self.v = nn.Linear(UNITS, 4), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.q(x)
+            best = F.layer_norm(self.index(h.sin()), (4,)).topk(self.most, -1).indices
+            hidden = torch.ones_like(best[..., :1], dtype=torch.bool).expand(-1, 4).scatter(-1, best, False)
+            scores = (h @ self.k(x).mT).masked_fill(hidden, float("-inf"))
+            return scores.softmax(-1) @ self.v(x)
+
+    x = torch.randn(4, 3)
+    all_of_them, some = (tg.infer(Indexed(most), (x,)) for most in (4, 3))
+    assert not all_of_them.reads("index.weight") and some.reads("index.weight")
+    found = tg.certify(Indexed(4), (x,))
+    assert found.sound and found.hidden == 0
+
+
+def test_noise_does_not_see_what_it_is_shaped_like() -> None:
+    """A bias in front of noise that is added trades with the one behind."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.out = nn.Linear(3, UNITS), nn.Linear(UNITS, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.read(x)
+            return self.out(x + 0.1 * torch.randn_like(x))
+
+    group = tg.infer(Noisy(), (torch.randn(4, 3),))
+    assert sum(f.dimension for f in group.factors if f.kind == "shift") == UNITS

@@ -135,6 +135,19 @@ class IntoStream(nn.Module):
         return self.head(self.norms[2](x + x.sin()))
 
 
+class AroundMean(nn.Module):
+    """The mean of two tokens between two layer norms."""
+
+    def __init__(self, n_in: int, d: int) -> None:
+        super().__init__()
+        self.write, self.first, self.second = nn.Linear(n_in, d), nn.LayerNorm(d, eps=SOFT), nn.LayerNorm(d, eps=SOFT)
+        self.head = nn.Linear(d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.write(x))
+        return self.head(self.second((x[:, 0] + x[:, 1]) / 2))
+
+
 class GainReadTwice(nn.Module):
     """A gain in front of a norm that a linear map of the same tensor reads too: rotations must keep h·γ."""
 
@@ -300,6 +313,7 @@ CASES: tuple[Case, ...] = (
     Case("post_rms", stream(lambda d: nn.RMSNorm(d, eps=SOFT), post=True), STREAM, 12, row="1.7"),
     Case("post_ln", stream(lambda d: nn.LayerNorm(d, eps=SOFT), post=True), STREAM, 52, row="1.7"),
     Case("norm_into_stream", lambda: IntoStream(5, 6, 4), normal(60, 3, 5), 37, row="theory 5"),
+    Case("norms_around_a_mean", lambda: AroundMean(7, 5), normal(96, 2, 7), 25, row="theory 5"),
     Case(
         "gain_read_twice",
         lambda: GainReadTwice(5, 4),

@@ -24,7 +24,8 @@ LIMIT = 1 << 24
 RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson", "exponential", "uniform", "dropout")
 _LIKE = {"zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0, "zeros": 0.0, "ones": 1.0}
 _FULL = ("full", "full_like", "new_full")
-SHAPE_ONLY = frozenset(_LIKE) | frozenset(_FULL) | {"empty_like", "new_empty", "empty", "new_empty_strided"}
+_NOISE = ("rand_like", "randn_like", "randint_like")
+SHAPE_ONLY = frozenset(_LIKE) | frozenset(_FULL) | {"empty_like", "new_empty", "empty", "new_empty_strided", *_NOISE}
 """Operators whose result does not depend on the numbers of their tensor argument."""
 
 BY_FIRST = frozenset({"type_as", "expand_as", "view_as", "reshape_as", "to"})

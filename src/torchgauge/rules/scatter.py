@@ -15,7 +15,7 @@ from torchgauge.rules import axes
 from torchgauge.rules.lower import Lowering
 from torchgauge.rules.pointwise import PROFILES
 from torchgauge.rules.registry import operators, rule
-from torchgauge.spaces.constraints import Profile, Tensor
+from torchgauge.spaces.constraints import Choice, Profile, Tensor
 
 aten = torch.ops.aten
 
@@ -61,9 +61,17 @@ def scatter_source(ctx: Lowering, x: Tensor, dim: int, index: Tensor, source: Te
 def scatter_value(ctx: Lowering, x: Tensor, dim: int, index: Tensor, value: float) -> Any:
     if not _flat(x, index):
         return NotImplemented
+    if index.shape == x.shape and _all(ctx, index, dim % x.ndim):
+        return ctx.b.const(x.shape, "written", float(value))
     ctx.picks(index)
     dims = spread(ctx, x, index) | {dim % x.ndim}
     return written(ctx, x, dims)
+
+
+def _all(ctx: Lowering, index: Tensor, dim: int) -> bool:
+    """Whether an index holds all places along a dimension, in any order, as the k largest of k entries do."""
+    made = ctx.b.producers.get(index)
+    return isinstance(made, Choice) and made.dim == dim and index.shape[dim] == made.x.shape[dim]
 
 
 def written(ctx: Lowering, x: Tensor, dims: frozenset[int]) -> Tensor:

@@ -18,7 +18,7 @@ from torchgauge.spaces.directions import Relation, RelationPass, gain_of
 from torchgauge.spaces.frames import FramePass
 
 SUMS = (c.Add, c.Reshape, c.Permute, c.Slice, c.Expand, c.Concat)
-"""What leaves a stream the same stream."""
+"""Sums, and views of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +100,9 @@ class _Streams:
         found, stack = {t}, [t]
         while stack:
             x = stack.pop()
-            near = [k.out for k in self.readers.get(x, ()) if isinstance(k, SUMS)]
+            near = [k.out for k in self.readers.get(x, ()) if _sums(k)]
             made = self.makers.get(x)
-            near += [y for k in ([made] if isinstance(made, SUMS) else []) for y in k.inputs]
+            near += [y for k in ([made] if made is not None and _sums(made) else []) for y in k.inputs]
             fresh = [y for y in near if y.role == "data" and y not in found]
             found.update(fresh)
             stack += fresh
@@ -112,6 +112,11 @@ class _Streams:
         """What a gain behind a norm writes into a stream."""
         made = {k for t in stream if isinstance(k := self.makers.get(t), c.Mul)}
         return {k for k in made if any(isinstance(self.makers.get(t), c.Normalize) for t in k.inputs)}
+
+
+def _sums(k: c.Constraint) -> bool:
+    """Whether a constraint leaves a stream the same stream: sums, and products with a number."""
+    return isinstance(k, SUMS) or (isinstance(k, c.Mul) and k.y.role == "const" and bool(k.y.fill))
 
 
 def _plain(k: c.Constraint | None) -> TypeGuard[c.Normalize]:
