@@ -412,6 +412,26 @@ class Shuffled(nn.Module):
         return torch.tanh(self.head(x.reshape(b, width // 2, height // 2, 4 * d)))
 
 
+class Neighbours(nn.Module):
+    """Patches with places and a token beside them in a pre-norm stream, of which four at a time are normed together."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.read, self.token, self.places = nn.Linear(5, d), nn.Parameter(torch.zeros(1, 1, d)), nn.Embedding(9, d)
+        self.norm, self.act = nn.LayerNorm(d, eps=0.1), nn.Sequential(nn.Linear(d, 3), nn.Tanh(), nn.Linear(3, d))
+        self.layer_scale, self.last = nn.Parameter(torch.ones(d)), nn.LayerNorm(4 * d, eps=0.1)
+        self.head = nn.Linear(4 * d, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        x = torch.cat([self.token + x.sin().mean(1, keepdim=True), x], 1) + self.places.weight
+        y = torch.sin(self.norm(x))
+        x = x + self.layer_scale * self.act(y + y.mean(1, keepdim=True))
+        # rows of two by columns of four, and squares of these
+        x = x[:, 1:].reshape(len(x), 2, 2, -1).permute(0, 2, 1, 3)
+        return torch.tanh(self.head(self.last(x.reshape(len(x), 2, -1))))
+
+
 class Copies(nn.Module):
     """Streams that begin as copies of one, side by side, and what reads all of them at once."""
 
@@ -447,6 +467,7 @@ CASES: tuple[Case, ...] = (
     Case("few_latents", lambda: Latents(3, 5), normal(24, 6, 4), 33, batches=4),
     Case("asked_once", lambda: Asked(7, 2, 3), normal(24, 6, 7), 113, batches=4),
     Case("probe_of_batched_heads", lambda: Probe(6, 2), normal(24, 6, 6), 102, batches=4),
+    Case("squares_of_patches", lambda: Neighbours(4), normal(60, 8, 5), 47, batches=8),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
     Case("stride_with_edges", lambda: Halved(5), normal(24, 16, 7), 24 + 5 * 3, batches=4),
     # two of four taps in each direction are met, and the taps in one column by nothing

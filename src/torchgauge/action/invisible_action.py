@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -17,6 +17,7 @@ from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import Pattern, PatternPass
 from torchgauge.spaces.kernels import Kernels, Seen
 from torchgauge.spaces.levels import full
+from torchgauge.spaces.patches import Parts, Patches
 from torchgauge.spaces.ranges import Ranges
 from torchgauge.spaces.shifts import ShiftPass
 from torchgauge.spaces.sources import Source
@@ -29,7 +30,8 @@ class Writer:
 
     `dims`: instead, all changes along these dimensions of which readers see nothing; `left` of them are independent.
     With both: such changes along `dims` times the fixed vector along the pattern. `taps`: changes of a kernel with
-    edges that add nothing at any place, times that vector.
+    edges that add nothing at any place, times that vector. `parts`: changes that are the same within
+    parts of other dimensions.
     """
 
     tensor: c.Tensor
@@ -38,10 +40,14 @@ class Writer:
     seen: Seen = None
     left: int = 0
     taps: Taps | None = None
+    parts: Parts = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the coordinates: of the arbitrary factor, or of the tensor, to be projected."""
+        if self.parts:
+            counts = {d: max(labels) + 1 for d, labels in self.parts.items() if labels is not None}
+            return tuple(1 if d in self.pattern.dims else counts.get(d, n) for d, n in enumerate(self.tensor.shape))
         if self.dims and not self.pattern.dims:
             return self.tensor.shape
         sizes = self.taps.shape if self.taps is not None else {}
@@ -50,11 +56,15 @@ class Writer:
     @property
     def width(self) -> int:
         """Length of the invisible direction."""
+        if self.parts:
+            return prod(self.tensor.shape) // prod(self.shape)
         return prod(self.tensor.shape[d] for d in self.dims or self.pattern.dims)
 
     @property
     def dimension(self) -> int:
         """Of the changes."""
+        if self.parts:
+            return prod(self.shape)
         rest = prod(n for d, n in enumerate(self.tensor.shape) if d not in (*self.dims, *self.pattern.dims))
         return self.left * rest if self.dims else prod(self.shape)
 
@@ -90,11 +100,13 @@ class InvisibleStage(Additive):
     @cached_property
     def writers(self) -> list[Writer]:
         out: list[Writer] = []
-        kernels = Kernels(self.program, self.shifts.sources, self.ranges)
+        kernels, patches = Kernels(self.program, self.shifts.sources, self.ranges), Patches(self.program)
         for t in self.shifts.sources.parts:
             pattern, found = self.patterns.of(t), []
             if pattern is not None and (len(pattern.dims) == 1 or not pattern.gains):
                 found.append(Writer(t, pattern))
+            elif pattern is None and (ignored := patches.of(t)) is not None and ignored.whole:
+                found.append(Writer(t, ignored.pattern, parts=ignored.divided))
             for dims in _choices(t):
                 if (left := kernels.left(t, dims)) > 0:
                     found.append(Writer(t, Pattern(frozenset()), dims, kernels.seen(t, dims), left))
@@ -132,6 +144,8 @@ class InvisibleStage(Additive):
         new = dict(params)
         for w, value in values.items():
             name = param_of(self.shifts.makers, w.tensor).name
+            for d, labels in w.parts.items():
+                value = value.index_select(d, torch.tensor(labels))
             delta = (value if w.taps is None else w.taps.spread(value)).expand(w.tensor.shape)
             if w.dims:
                 sizes = tuple(w.tensor.shape[d] for d in w.dims)
