@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,7 +205,27 @@ def test_the_row_of_a_token_that_is_never_drawn() -> None:
     found = tg.certify(CountedPositions(), torch.randint(1, 20, (4, 6)))
     assert found.sound
     assert found.complete, found
-    assert any(note.startswith("1 directions move rows of tokens that are never drawn") for note in found.notes)
+    assert any(note.startswith("1 directions move rows of tokens that no input reads") for note in found.notes)
+
+
+def test_the_row_of_a_placeholder_that_is_replaced() -> None:
+    class Pictures(nn.Module):
+        """A placeholder stands where a picture is put, and is read as a row of the decoder alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(image_token_id=7, to_dict=dict)
+            self.words, self.norm, self.mix = nn.Embedding(20, 4), nn.LayerNorm(4, bias=False), nn.Linear(4, 4)
+
+        def forward(self, ids: Tensor, picture: Tensor) -> Tensor:
+            x = self.words(ids).masked_scatter((ids == 7).unsqueeze(-1), picture)
+            return self.norm(x + self.mix(x.sin().cumsum(1))) @ self.words.weight.T
+
+    ids = torch.randint(8, 20, (4, 6))
+    ids[:, 2] = 7
+    found = tg.certify(Pictures(), (ids, torch.randn(4, 4)))
+    assert found.complete, found
+    assert any(note.startswith("1 directions move rows of tokens that no input reads") for note in found.notes)
 
 
 def test_weights_that_read_zeros_move_nothing() -> None:

@@ -182,7 +182,9 @@ def measure(
         excess = _excess(probe, found) if excess is None else excess
         if taken := _in_rows(subject, excess, found):
             found = replace(found, nullity=found.nullity - taken, hidden=found.hidden - taken)
-            notes.append(f"{taken} directions move rows of tokens that are never drawn and were taken off the nullity")
+            notes.append(
+                f"{taken} directions move rows of tokens that no input reads as words and were taken off the nullity"
+            )
     if found.hidden > 0 and excess is not None:
         energy = _energy(excess, found)
         hidden_in, places = _shares(subject, energy), F.normalize(energy.sqrt(), dim=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,19 +86,46 @@ class Subject:
             self._draws = Draws(self.args, self.kwargs, run, self.generator, reserved(self.model))
         return self._draws
 
-    @property
+    @cached_property
     def rows_by_use(self) -> tuple[Tensor, Tensor]:
-        """Of tables whose padding token is in no input: its rows, and the others, both [P]."""
-        absent = self.draws.absent
-        padded = [m for m in self.model.modules() if getattr(m, "padding_idx", None) in absent]
+        """Of tables with rows that no input reads as words: these rows, and the others, both [P].
+
+        A padding token that is in no input, and placeholders of pictures and sounds that are replaced behind the table.
+        """
         masks: tuple[list[Tensor], list[Tensor]] = ([], [])
+        rows: dict[int, set[int]] = {}
+        for m in self.model.modules():
+            table = getattr(m, "weight", None)
+            if getattr(m, "padding_idx", None) in self.draws.absent:
+                rows.setdefault(id(table), set()).update(self.draws.absent)
+            if isinstance(m, nn.Embedding) and (placed := self._replaced(m)):
+                rows.setdefault(id(table), set()).update(placed)
         for name in self.names:
             unread = torch.zeros(self._state[name].shape, dtype=torch.bool)
-            if any(self._state[name] is getattr(m, "weight", None) for m in padded):
-                unread[[i for i in absent if i < unread.shape[0]]] = True
+            for i in rows.get(id(self._state[name]), ()):
+                if i < unread.shape[0]:
+                    unread[i] = True
             masks[0].append(unread.reshape(-1))
             masks[1].append((~unread & unread.any()).reshape(-1))
         return torch.cat(masks[0]), torch.cat(masks[1])
+
+    def _replaced(self, table: nn.Embedding) -> set[int]:
+        """Reserved identifiers of the example whose rows of a table are looked up, and do not reach an output."""
+        met: set[int] = set()
+
+        def spoil(_: nn.Module, args: tuple, out: Tensor) -> Tensor:
+            ids = args[0]
+            met.update(i for i in self.draws.reserved if bool((ids == i).any()))
+            hit = torch.isin(ids, torch.tensor(sorted(met), dtype=ids.dtype, device=ids.device))
+            return out.masked_fill(hit.unsqueeze(-1), float("nan"))
+
+        hook = table.register_forward_hook(spoil)
+        try:
+            with torch.no_grad():
+                seen = any(not bool(o.isfinite().all()) for o in self.example()(self.generic))
+        finally:
+            hook.remove()
+        return set() if seen else met
 
     def example(self) -> Evaluate:
         """The model at the example input."""
