@@ -112,9 +112,13 @@ class Subject:
     def _replaced(self, table: nn.Embedding) -> set[int]:
         """Reserved identifiers of the example whose rows of a table are looked up, and do not reach an output."""
         met: set[int] = set()
+        if not self.draws.reserved:
+            return met
 
-        def spoil(_: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            ids = args[0]
+        def spoil(_: nn.Module, args: tuple, out: Any) -> Any:
+            ids = args[0] if args else None
+            if not isinstance(ids, Tensor) or not isinstance(out, Tensor) or out.shape[:-1] != ids.shape:
+                return out  # a table with a call of its own
             met.update(i for i in self.draws.reserved if bool((ids == i).any()))
             hit = torch.isin(ids, torch.tensor(sorted(met), dtype=ids.dtype, device=ids.device))
             return out.masked_fill(hit.unsqueeze(-1), float("nan"))
