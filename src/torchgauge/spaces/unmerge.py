@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 from torchgauge.spaces import constraints as c
@@ -50,6 +51,10 @@ class _Unmerger:
     divided: set[c.Constraint] = field(default_factory=set)
     apart: dict[c.Tensor, Apart] = field(default_factory=dict)
     builder: Builder = field(default_factory=Builder)
+
+    @cached_property
+    def makers(self) -> dict[c.Tensor, c.Constraint]:
+        return {k.out: k for k in self.program.constraints}
 
     def run(self) -> c.Program:
         order = self.builder.program.constraints
@@ -135,11 +140,17 @@ class _Unmerger:
             return own.tensor
         return self.builder.reshape(t, x.shape(t, dim))
 
+    def _picked(self, t: c.Tensor) -> bool:
+        """Whether a tensor is a view of rows that were picked, such as the weights of experts, each with its frame."""
+        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
+            t = made.x
+        return isinstance(made, c.Pick)
+
     def _contracted(self, k: c.Contract, x: Apart) -> Apart | None:
         """Where the joined dimension is not summed, and is none of a window."""
         first = k.x if k.x in self.apart else k.y
         label = (k.x_labels if first is k.x else k.y_labels)[x.dim]
-        if label not in k.out_labels or label in k.window or k.x is k.y:
+        if label not in k.out_labels or label in k.window or k.x is k.y or any(map(self._picked, k.inputs)):
             return None
         fresh = tuple(f"{label}/{i}" for i in range(len(x.sizes)))
 
