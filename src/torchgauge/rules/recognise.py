@@ -145,6 +145,8 @@ class Recogniser:
             return False
         for user in node.users:
             name = name_of(user)
+            if user.op != "call_function":
+                return False  # it is an output
             if (dim := self._softmax_along(user, node)) is not None:
                 if bool((out & ~low).any()) or bool(low.all(dim=dim).any()):
                     return False
