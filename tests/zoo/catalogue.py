@@ -7,6 +7,7 @@ from tests.zoo import (
     blocks,
     constants,
     convolution,
+    edges,
     families,
     heads,
     kernels,
@@ -29,6 +30,7 @@ BLOCKS: tuple[Case, ...] = (
     *recurrent.CASES,
     *kernels.CASES,
     *reaches.CASES,
+    *edges.CASES,
     *padded.CASES,
     *constants.CASES,
 )

@@ -119,46 +119,6 @@ class Tokens(nn.Module):
         return self.head(F.scaled_dot_product_attention(self.read(x), self.ask(x), x))
 
 
-class Edges(nn.Module):
-    """A convolution with padding and no bias behind a layer norm: its weights take up what the norm's bias adds."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1)
-        self.window, self.beside = nn.Conv2d(d, 4, 3, padding=1, bias=False), nn.Linear(d, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.first(x))
-        picture = x.transpose(1, 2).unflatten(2, (3, 3))
-        return torch.tanh(self.window(picture).flatten(2).transpose(1, 2)) + torch.sigmoid(self.beside(x))
-
-
-class Halved(nn.Module):
-    """A convolution of stride two with padding and no bias behind a layer norm, read where no constant may arrive."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1)
-        self.window = nn.Conv2d(d, 3, 3, 2, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        picture = self.norm(self.first(x)).transpose(1, 2).unflatten(2, (4, 4))
-        return torch.tanh(self.window(picture))
-
-
-class Inside(nn.Module):
-    """A convolution with padding and a bias behind a layer norm: taps that never meet the padding trade with it."""
-
-    def __init__(self, d: int, *picture: int, stride: int = 2) -> None:
-        super().__init__()
-        self.first, self.norm, self.window = nn.Linear(7, d), nn.LayerNorm(d, eps=0.1), nn.Conv2d(d, 4, 3, stride, 1)
-        self.picture = picture
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.first(x)).transpose(1, 2)
-        return torch.tanh(self.window(x.unflatten(2, self.picture)))
-
-
 class Observed(nn.Module):
     """A token beside patches in a stream with layer scales that is observed without a last norm."""
 
@@ -427,7 +387,7 @@ class Neighbours(nn.Module):
         x = torch.cat([self.token + x.sin().mean(1, keepdim=True), x], 1) + self.places.weight
         y = torch.sin(self.norm(x))
         x = x + self.layer_scale * self.act(y + y.mean(1, keepdim=True))
-        # rows of two by columns of four, and squares of these
+        # pairs of patches, and squares of two pairs
         x = x[:, 1:].reshape(len(x), 2, 2, -1).permute(0, 2, 1, 3)
         return torch.tanh(self.head(self.last(x.reshape(len(x), 2, -1))))
 
@@ -447,19 +407,6 @@ class Copies(nn.Module):
         return self.out(torch.sin((shares * steps).unsqueeze(-1) * x).sum(-2))
 
 
-class Narrow(nn.Module):
-    """Convolutions that halve a picture until one column is left, on whose sides there is padding alone."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(1, d, 3, stride=2, padding=1)
-        self.second = nn.Conv2d(d, d, 3, stride=2, padding=1, groups=d)
-        self.out = nn.Linear(d, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.second(torch.tanh(self.first(x)))).mean((-1, -2)))
-
-
 CASES: tuple[Case, ...] = (
     Case("observed_stream", lambda: Stream(6, 4), normal(96, 5), 34, batches=4),
     Case("wide_stream", lambda: Wide(4, 6), normal(96, 5), 82, batches=2),
@@ -469,14 +416,8 @@ CASES: tuple[Case, ...] = (
     Case("probe_of_batched_heads", lambda: Probe(6, 2), normal(24, 6, 6), 102, batches=4),
     Case("squares_of_patches", lambda: Neighbours(4), normal(60, 8, 5), 47, batches=8),
     Case("token_beside_patches", lambda: Tokens(5), normal(40, 4, 3), 56, batches=4),
-    Case("stride_with_edges", lambda: Halved(5), normal(24, 16, 7), 24 + 5 * 3, batches=4),
-    # two of four taps in each direction are met, and the taps in one column by nothing
-    Case("taps_on_padding", lambda: Narrow(3), normal(60, 1, 8, 4), 9, batches=4),
-    # each of four rows reads d numbers of 3 d
+    # each of three outputs reads d numbers of 3 d
     Case("copies_side_by_side", lambda: Copies(4, 3), normal(96, 7), 3 * 8, batches=2),
-    Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
-    Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
-    Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),
     Case("observed_tokens", lambda: Observed(6), normal(24, 5, 7), 44, batches=4),
     Case("averaged_constants", lambda: Averaged(6, 2), normal(24, 6, 7), 69, batches=4),
     Case("values_beside_a_bias", lambda: Valued(6, 2), normal(24, 6, 7), 63, batches=4),

@@ -165,7 +165,8 @@ class Recogniser:
         """The dimension along which one more node takes a softmax of scores, that of attention with a mask included."""
         name = name_of(user)
         if name in ("softmax", "_softmax", "_safe_softmax") and user.args[0] is scores:
-            return int(user.args[1])  # type: ignore[arg-type]
+            dim: Any = user.args[1]
+            return int(dim)
         causal = bool(user.kwargs.get("is_causal")) or user.args[5:6] == (True,)
         added = (user.args[3] if len(user.args) > 3 else user.kwargs.get("attn_mask")) is scores
         masked = name == "scaled_dot_product_attention" and not causal and scores not in user.args[:3]

@@ -7,6 +7,7 @@ some dimensions gives a constant (section 2c). The fixed vectors are ones times 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from math import prod
@@ -76,6 +77,13 @@ def grouping(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[list[int], li
     return groups
 
 
+def picked(makers: Mapping[c.Tensor, c.Constraint], t: c.Tensor) -> bool:
+    """Whether a tensor is a view of rows that were picked, such as the weights of experts."""
+    while isinstance(made := makers.get(t), (c.Reshape, c.Permute, c.Slice)):
+        t = made.x
+    return isinstance(made, c.Pick)
+
+
 class PatternPass:
     """Backward: `patterns[t]` for every tensor whose readers all ignore one common pattern."""
 
@@ -102,12 +110,6 @@ class PatternPass:
         if all(not p.gains for p in patterns):
             return Pattern(frozenset().union(*(p.dims for p in patterns)))
         return None
-
-    def _picked(self, t: c.Tensor) -> bool:
-        """Whether a tensor is a view of rows that were picked, such as the weights of experts."""
-        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
-            t = made.x
-        return isinstance(made, c.Pick)
 
     @singledispatchmethod
     def back(self, k: c.Constraint, out: Pattern | None, tensor: c.Tensor) -> Pattern | None:
@@ -174,7 +176,7 @@ class PatternPass:
         if k.x is k.y:
             return None
         mine, other = (k.x_labels, k.y_labels) if tensor is k.x else (k.y_labels, k.x_labels)
-        if self._picked(tensor):
+        if picked(self.makers, tensor):
             met = self.relations.get(k.y if tensor is k.x else k.x)
             if met is not None and not (k.window or met.constant or met.offsets):
                 along = {other[d] for d in met.dims}

@@ -14,7 +14,7 @@ from math import prod
 
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.builder import Builder
-from torchgauge.spaces.directions import grouping
+from torchgauge.spaces.directions import grouping, picked
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,17 +140,13 @@ class _Unmerger:
             return own.tensor
         return self.builder.reshape(t, x.shape(t, dim))
 
-    def _picked(self, t: c.Tensor) -> bool:
-        """Whether a tensor is a view of rows that were picked, such as the weights of experts, each with its frame."""
-        while isinstance(made := self.makers.get(t), (c.Reshape, c.Permute, c.Slice)):
-            t = made.x
-        return isinstance(made, c.Pick)
-
     def _contracted(self, k: c.Contract, x: Apart) -> Apart | None:
         """Where the joined dimension is not summed, and is none of a window."""
         first = k.x if k.x in self.apart else k.y
         label = (k.x_labels if first is k.x else k.y_labels)[x.dim]
-        if label not in k.out_labels or label in k.window or k.x is k.y or any(map(self._picked, k.inputs)):
+        if label not in k.out_labels or label in k.window or k.x is k.y:
+            return None
+        if any(picked(self.makers, t) for t in k.inputs):  # experts, each with a frame of its own
             return None
         fresh = tuple(f"{label}/{i}" for i in range(len(x.sizes)))
 
