@@ -182,9 +182,6 @@ class Cross(nn.Module):
         return self.inner(x, y, z)
 
 
-X = normal(24, 6, 6)
-
-
 class Distances(nn.Module):
     """Scores get a number for each distance to the past that every token makes for itself, up to an extent."""
 
@@ -201,6 +198,9 @@ class Distances(nn.Module):
         near = near.masked_fill((distance < 0) | (distance >= extent), 0.0)
         scores = (self.q(x) @ self.k(x).mT + near).masked_fill(distance < 0, float("-inf"))
         return scores.softmax(-1) @ self.v(x)
+
+
+X = normal(24, 6, 6)
 
 
 def case(name: str, orbit: int, *, row: str = "1.4", **options: object) -> Case:

@@ -148,6 +148,20 @@ class AroundMean(nn.Module):
         return self.head(self.second((x[:, 0] + x[:, 1]) / 2))
 
 
+class NormedBehind(nn.Module):
+    """Weights of some streams, from a map of them whose result is divided by what they measure."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.read, self.weigh = nn.Linear(7, d), nn.Linear(d, 3, bias=False)
+        self.out = nn.Linear(d, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(x)
+        size = torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
+        return torch.tanh(self.out(x)).sum(-1, keepdim=True) * torch.tanh(self.weigh(x) * size)
+
+
 class GainReadTwice(nn.Module):
     """A gain in front of a norm that a linear map of the same tensor reads too: rotations must keep h·γ."""
 
@@ -216,20 +230,6 @@ STREAM = normal(240, 7)
 X = normal(96, 5)
 WIDE = normal(96, 7)
 IMAGES = normal(24, 2, 6, 6)
-
-
-class NormedBehind(nn.Module):
-    """Weights of some streams, from a map of them whose result is divided by what they measure."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.read, self.weigh = nn.Linear(7, d), nn.Linear(d, 3, bias=False)
-        self.out = nn.Linear(d, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.read(x)
-        size = torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
-        return torch.tanh(self.out(x)).sum(-1, keepdim=True) * torch.tanh(self.weigh(x) * size)
 
 
 CASES: tuple[Case, ...] = (

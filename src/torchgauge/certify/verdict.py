@@ -114,8 +114,8 @@ def _on_model(subject: Subject, group: GaugeGroup, generator: torch.Generator, s
         )
     if len(set(tried)) > 1:
         counts = ", ".join(str(n) for n in tried)
-        cause = "units that are dead, always on, or never on together"
-        cause = cause if subject.draws.kinks else "functions that are flat to rounding there"
+        dead, flat = "units that are dead, always on, or never on together", "functions that are flat to rounding there"
+        cause = dead if subject.draws.kinks else flat
         notes.append(
             f"hidden directions at {len(tried)} generic points: {counts}; the smallest counts, more come from {cause}"
         )

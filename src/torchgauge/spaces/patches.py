@@ -64,8 +64,9 @@ class Patches:
                 self.seen.setdefault(t, []).append(self.back(k, behind, t) if once else None)
 
     def of(self, t: c.Tensor) -> Ignored | None:
-        found = [one for one in self.seen.get(t, [None]) if one is not None]
-        if len(found) < len(self.seen.get(t, [None])) or len({(one.gains, one.along) for one in found}) > 1:
+        readers = self.seen.get(t, [])
+        found = [one for one in readers if one is not None]
+        if not found or len(found) < len(readers) or len({(one.gains, one.along) for one in found}) > 1:
             return None
         met: dict[int, Labels] = {}
         for one in found:
