@@ -48,6 +48,9 @@ OVERRIDES: dict[str, Raw] = {
     "vitmatte": {"backbone_config": {"num_channels": 1}},
     # the side of a picture by another name: four patches, as elsewhere
     "vjepa2": {"crop_size": 16, "image_size": 16},
+    # stages of a neck follow each other at twice the size, or what is added is thinned out
+    "chmv2": {"reassemble_factors": [2, 1]},
+    "tipsv2_dpt": {"reassemble_factors": [2, 1]},
     # pictures at the last stage no smaller than what is pooled
     "upernet": {"pool_scales": [1, 2], "backbone_config": {"image_size": 128}},
     "vibevoice_acoustic_tokenizer": _TOKENIZER,

@@ -78,6 +78,20 @@ class LearnedAngles(nn.Module):
         return self.o(F.scaled_dot_product_attention(q, k, self.v(x)))
 
 
+class DroppedAngles(nn.Module):
+    """Attention of one head, rotary, whose cosines and sines pass dropouts of their own (LASR)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cos, sin = (self.dropout(torch.cat((a, a), -1)) for a in angles(x.shape[-2], x.shape[-1]))
+        q, k = (y * cos + rotate_half(y) * sin for y in (self.q(x), self.k(x)))
+        return self.o(F.scaled_dot_product_attention(q, k, self.v(x)))
+
+
 class Gain(nn.Module):
     """RMS norm over a head, written out."""
 
@@ -235,6 +249,7 @@ CASES: tuple[Case, ...] = (
     case("rope_partial", 44, d=8, head=4, value=4, rotary="half", rotated=2),
     case("rope_partial_interleaved", 44, d=8, head=4, value=4, rotary="interleaved", rotated=2),
     Case("rope_learned", lambda: LearnedAngles(6), X, 42, batches=4),
+    Case("rope_dropped", lambda: DroppedAngles(6), X, 42, batches=4),
     # what is masked twice need not be: a number for all of the past passes the softmax, and one for a part does not
     Case("distances", lambda: Distances(6, 2, 6), X, 36 + 4 + 2, batches=4),
     Case("distances_near", lambda: Distances(6, 2, 4), X, 36 + 4, batches=4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -62,11 +64,35 @@ class Narrow(nn.Module):
         return self.out(torch.tanh(self.second(torch.tanh(self.first(x)))).mean((-1, -2)))
 
 
+class Widened(nn.Module):
+    """A convolution of more channels than they are made of: free across those that are never reached."""
+
+    def __init__(self, window: nn.Module, side: int) -> None:
+        super().__init__()
+        self.first, self.window, self.out, self.side = nn.Linear(2, 4), window, nn.Conv2d(3, 2, 1), side
+
+    def forward(self, x: Tensor) -> Tensor:
+        picture = self.first(x).transpose(1, 2).unflatten(2, (self.side, self.side))
+        return self.out(torch.tanh(self.window(picture)))
+
+
+def _widened(kind: str, window: Callable[[], nn.Module], orbit: int, side: int = 4) -> Case:
+    # GL of four channels, of which four numbers move what no result sees; and for every result changes across the two
+    # channels that are written, at every tap, less a condition for every kind of place, where a bias adds one number
+    return Case(f"widened_{kind}", lambda: Widened(window(), side), normal(24, side * side, 2), orbit, batches=4)
+
+
 CASES: tuple[Case, ...] = (
     Case("stride_with_edges", lambda: Halved(5), normal(24, 16, 7), 24 + 5 * 3, batches=4),
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
     Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),
     # three channels, and three taps of each in the column that meets padding alone
+    _widened("without_padding", lambda: nn.Conv2d(4, 3, 3), 12 + 3 * (9 * 2 - 1 + 1)),
+    _widened("with_padding", lambda: nn.Conv2d(4, 3, 3, padding=1), 12 + 3 * (9 * 2 - 9 + 1)),
+    _widened("with_padding_nobias", lambda: nn.Conv2d(4, 3, 3, padding=1, bias=False), 12 + 3 * (9 * 2 - 9)),
+    _widened("with_stride", lambda: nn.Conv2d(4, 3, 3, 2, padding=1), 12 + 3 * (9 * 2 - 4 + 1)),
+    _widened("transposed", lambda: nn.ConvTranspose2d(4, 3, 2, 2), 12 + 3 * (4 * 2 - 4 + 1), 3),
+    _widened("transposed_overlap", lambda: nn.ConvTranspose2d(4, 3, 3, 2), 12 + 3 * (9 * 2 - 10 + 1), 3),
     Case("taps_on_padding", lambda: Narrow(3), normal(60, 1, 8, 4), 9, batches=4),
 )

@@ -107,6 +107,24 @@ class HeadNorm(nn.Module):
         return self.o(self.norm(y.transpose(1, 2).reshape(b, t, -1)))
 
 
+class Temperatures(nn.Module):
+    """Grouped attention with a temperature of its own for every head and place: s_h log t + b_h (Mistral Large 4)."""
+
+    def __init__(self, groups: int, d: int = 6, heads: int = 4, size: int = 3) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, groups, size
+        self.q, self.k = nn.Linear(d, heads * size, bias=False), nn.Linear(d, groups * size, bias=False)
+        self.v, self.o = nn.Linear(d, groups * size, bias=False), nn.Linear(heads * size, 3, bias=False)
+        self.scale, self.bias = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.zeros(heads))
+        self.register_buffer("logs", torch.arange(1.0, 6.0).log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (w(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for w in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(self.heads // self.groups, 1) if self.groups > 1 else t for t in (k, v))
+        q = q * (self.scale[:, None] * self.logs + self.bias[:, None])[..., None]
+        return self.o((torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2))
+
+
 class PixelShuffle(nn.Module):
     """A normed stream over patches, four neighbours side by side in a second norm, and a map (InternVL)."""
 
@@ -147,9 +165,13 @@ def steps(*names: str) -> Callable[[], nn.Module]:
 
 
 X = normal(40, 3, 14)
+TOKENS = normal(60, 5, 6)
 
 CASES: tuple[Case, ...] = (
     Case("heads_norm_over_all", HeadNorm, normal(30, 5, 12), 36, row="theory 2"),
+    Case("heads_temperatures", lambda: Temperatures(4), TOKENS, 36 + 36 + 4, batches=2),
+    Case("heads_temperatures_grouped", lambda: Temperatures(2), TOKENS, 18 + 18 + 4, batches=2),
+    Case("heads_temperatures_shared", lambda: Temperatures(1), TOKENS, 9 + 9 + 4, batches=2),
     Case("heads_pixel_shuffle", PixelShuffle, normal(30, 4, 4, 9), 83, row="theory 2"),
     Case("heads_gates_in_blocks", GatesInBlocks, normal(30, 5, 4), 12, row="theory 2"),
     Case("heads_gain", steps("rms", "gain"), X, 34, row="theory 2"),

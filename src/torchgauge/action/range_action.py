@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,11 +58,12 @@ class RangeStage(Additive):
         """Readers as they were give projectors, which the change itself leaves alone."""
         new, makers = dict(params), self.sources.makers
         for r, value in values.items():
-            shape = [r.tensor.shape[d] for d in r.dims]
-            change = value @ across(makers, r, params)
+            shape = [r.tensor.shape[d] for d in r.changed]
+            basis = across(makers, r, params)
+            change = value @ basis.T @ basis
             weight = change[..., : change.shape[-1] - (r.bias is not None)]
             placed = weight.reshape(*weight.shape[:-1], *shape)
-            order = [*r.rest, *r.dims]
+            order = [*r.rest, *r.changed]
             placed = placed.permute([order.index(d) for d in range(r.tensor.ndim)])
             name = param_of(makers, r.tensor).name
             new[name] = add_to_view(makers, r.tensor, new[name], placed)
@@ -77,19 +78,31 @@ class RangeStage(Additive):
 
 
 def across(makers: Mapping[c.Tensor, c.Constraint], reader: Reader, coordinates: Coordinates) -> Tensor:
-    """The orthogonal projector onto what no value x, or (x, 1) in front of a bias, has a part along."""
+    """An orthonormal basis [changes, size] of what no value x, or (x, 1) in front of a bias, has a part along.
+
+    A kernel reads a value at each of its positions: any of the span at any of them, and the offset at those that meet
+    no padding.
+    """
     offset = offset_of(makers, reader.span, coordinates)
     loose = [vectors(makers, g, coordinates) for g in ordered(reader.span) if not g.fixed]
-    rows = [v.reshape(v.shape[0], -1) for v in loose]
-    if reader.bias is not None:
-        rows = [torch.nn.functional.pad(v, (0, 1)) for v in rows]
-        point = torch.zeros(1, reader.size - 1, dtype=torch.float64) if offset is None else offset.reshape(1, -1)
-        rows.append(torch.cat([point, torch.ones(1, 1, dtype=torch.float64)], 1))
-    elif offset is not None:
-        rows.append(offset.reshape(1, -1))
-    eye = torch.eye(reader.size, dtype=torch.float64)
-    if not rows:
-        return eye
-    together = torch.cat(rows)
-    together = together / together.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return eye - torch.linalg.pinv(together, rtol=ROUNDING) @ together
+    inside = torch.ones(1, 1, dtype=torch.float64) if reader.inside is None else reader.inside
+    biased = reader.bias is not None
+    channels, taps = (reader.size - biased) // inside.shape[1], inside.shape[1]
+    away = _complement([v.reshape(v.shape[0], -1) for v in loose], channels)
+    point = torch.zeros(1, channels, dtype=torch.float64) if offset is None else offset.reshape(1, -1)
+    met = torch.kron(point @ away.T, inside)
+    met = torch.nn.functional.pad(met, (0, biased), value=1.0)
+    free = _complement([met], met.shape[1])
+    # a bias that no change needs stays as it is, and not up to rounding
+    free = torch.where(free.abs() > ROUNDING, free, 0.0)
+    last = free[:, len(away) * taps :]
+    whole = torch.einsum("fat,ac->fct", free[:, : len(away) * taps].reshape(-1, len(away), taps), away)
+    return torch.cat([whole.reshape(len(free), -1), last], 1)
+
+
+def _complement(rows: Sequence[Tensor], size: int) -> Tensor:
+    """An orthonormal basis of what is orthogonal to all rows."""
+    found = [v / v.norm(dim=1, keepdim=True).clamp_min(1e-30) for v in rows]
+    together = torch.cat([torch.zeros(1, size, dtype=torch.float64), *found])
+    _, sizes, right = torch.linalg.svd(together)
+    return right[int((sizes > ROUNDING * sizes[0]).sum()) :]

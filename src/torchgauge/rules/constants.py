@@ -170,7 +170,7 @@ class Constants:
             return torch.randn(node.meta["val"].shape, generator=generator, dtype=torch.float64)
         if node.op != "call_function" or node in self.spoiled or is_inplace(node.target):
             return None
-        if name_of(node).startswith(RANDOM) or _size(node) > LIMIT:
+        if random(node) or _size(node) > LIMIT:
             return None
         if (number := _filled(node)) is not None:
             value = node.meta["val"]
@@ -188,6 +188,21 @@ class Constants:
             if values[n] is None:
                 return None
         return run_node(node, values)
+
+
+def random(node: Node) -> bool:
+    """Whether a node draws numbers."""
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if not seeded and not name_of(node).startswith(RANDOM):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    given = dict(node.kwargs)
+    if schema is not None:
+        given |= {a.name: x for a, x in zip(schema.arguments, node.args, strict=False)}
+        given = {a.name: a.default_value for a in schema.arguments} | given
+    switches = [given[name] for name in ("train", "training", "dropout_p", "p") if name in given]
+    # a dropout that is switched off, or drops nothing
+    return not any(x is False or x == 0 for x in switches)
 
 
 def run_node(node: Node, values: dict[Node, object]) -> Any:

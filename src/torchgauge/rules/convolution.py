@@ -54,18 +54,29 @@ def conv(
 
 
 def _reach(
-    ctx: Lowering, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    ctx: Lowering,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    transposed: bool = False,
 ) -> Reach:
-    """Of every dimension of the kernel, the ranges of positions that do not meet the padding."""
+    """Of every dimension of the kernel, the positions that do not meet the padding, at every kind of place."""
     rank = weight.ndim - 2
-    found: list[tuple[str, tuple[tuple[int, int], ...]]] = []
+    found: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
     for d, (step, pad, apart) in enumerate(zip(stride, padding, dilation, strict=True)):
-        ranges: dict[tuple[int, int], None] = {}
+        kinds: dict[tuple[int, ...], None] = {}
+        size = x.shape[-rank + d]
         for place in range(ctx.shape[-rank + d]):
-            first = place * step - pad
-            inside = [t for t in range(weight.shape[2 + d]) if 0 <= first + t * apart < x.shape[-rank + d]]
-            ranges[(inside[0], inside[-1] + 1) if inside else (0, 0)] = None
-        found.append((f"k{d}", tuple(ranges)))
+            if transposed:
+                read = [divmod(place + pad - t * apart, step) for t in range(weight.shape[2 + d])]
+            else:
+                read = [(place * step - pad + t * apart, 0) for t in range(weight.shape[2 + d])]
+            inside = [t for t, (at, between) in enumerate(read) if not between and 0 <= at < size]
+            kinds[tuple(inside)] = None
+        found.append((f"k{d}", tuple(kinds)))
     return tuple(found)
 
 
@@ -84,7 +95,9 @@ def conv_transpose(
     # a constant input meets different taps at different places, so only a one-by-one kernel keeps constants
     single = all(k == 1 for k in weight.shape[2:]) and ctx.shape[-1] == x.shape[-1]
     safe = single and not any(_tuple(padding)) and not any(_tuple(output_padding)) and set(_tuple(stride)) == {1}
-    return _convolve(ctx, x, weight, bias, groups, transposed=True, shift_safe=safe)
+    rank = weight.ndim - 2
+    reach = _reach(ctx, x, weight, _each(stride, rank), _each(padding, rank), _each(dilation, rank), transposed=True)
+    return _convolve(ctx, x, weight, bias, groups, transposed=True, shift_safe=safe, reach=reach)
 
 
 @rule(aten.convolution, aten._convolution)

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchgauge.rules.constants import RANDOM, Constants, called, name_of
+from torchgauge.rules.constants import Constants, called, name_of, random
 from torchgauge.rules.registry import is_inplace
 from torchgauge.spaces.constraints import Tensor
 
@@ -38,7 +38,7 @@ class Steady:
 
     def visit(self, node: Node) -> bool:
         """Takes the next node in order; whether it is the same at every input, and parameters reach it."""
-        if node.op != "call_function" or is_inplace(node.target) or _random(node):
+        if node.op != "call_function" or is_inplace(node.target) or random(node):
             return False
         if not isinstance(node.meta.get("val"), torch.Tensor) or not isinstance(node.target, torch._ops.OpOverload):
             return False
@@ -65,7 +65,7 @@ class Steady:
             self._stills[node] = None
             pure = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
             if pure and node.all_input_nodes and node not in self.constants.spoiled:
-                if not is_inplace(node.target) and not _random(node):
+                if not is_inplace(node.target) and not random(node):
                     values = {n: self._constant(n) for n in node.all_input_nodes}
                     if all(value is not None for value in values.values()):
                         found = called(node, values)
@@ -138,7 +138,7 @@ class Steady:
         if node is index or node in self.leaves or node in self.settled or self._constant(node) is not None:
             return True
         whole = isinstance(node.meta.get("val"), torch.Tensor) and isinstance(node.target, torch._ops.OpOverload)
-        return node.op == "call_function" and whole and not is_inplace(node.target) and not _random(node)
+        return node.op == "call_function" and whole and not is_inplace(node.target) and not random(node)
 
     def _needed(self, node: Node, index: Node) -> list[Node]:
         """What must be run for a node at other values of an index, in order."""
@@ -162,18 +162,3 @@ class Steady:
                 if opened(n):
                     stack += [(m, False) for m in n.all_input_nodes if m not in found]
         return list(found)
-
-
-def _random(node: Node) -> bool:
-    """Whether a node draws numbers."""
-    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    if not seeded and not name_of(node).startswith(RANDOM):
-        return False
-    schema = getattr(node.target, "_schema", None)
-    given = dict(node.kwargs)
-    if schema is not None:
-        given |= {a.name: x for a, x in zip(schema.arguments, node.args, strict=False)}
-        given = {a.name: a.default_value for a in schema.arguments} | given
-    switches = [given[name] for name in ("train", "training", "dropout_p", "p") if name in given]
-    # a dropout that is switched off, or drops nothing
-    return not any(x is False or x == 0 for x in switches)

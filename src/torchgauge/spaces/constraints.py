@@ -123,7 +123,7 @@ class Contract(Constraint):
     A label of `x` and `y` that is missing in `out` is summed; one that is in all three is a batch label. Labels in
     `window` are the spatial dimensions of a convolution: no frame may act on them. `shift_safe` says that an input
     that is constant along the window labels gives an output that is constant there (no zero padding). `reach` says
-    which positions of a kernel with padding lie inside `x`, `still` how taps and places go together without strides.
+    which positions of a kernel lie inside `x`, `still` how taps and places go together without strides.
     """
 
     x: Tensor

@@ -87,11 +87,8 @@ def _outside(k: c.Contract, t: c.Tensor) -> dict[int, list[int]]:
     if k.x is k.y:
         return {}
     labels = k.x_labels if t is k.x else k.y_labels
-    found = {labels.index(a): ranges for a, ranges in k.reach if a in labels}
-    outside = {
-        d: [i for i in range(t.shape[d]) if not any(start <= i < stop for start, stop in ranges)]
-        for d, ranges in found.items()
-    }
+    found = {labels.index(a): kinds for a, kinds in k.reach if a in labels}
+    outside = {d: sorted(set(range(t.shape[d])).difference(*kinds)) for d, kinds in found.items()}
     return {d: places for d, places in outside.items() if places}
 
 

@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 
+import torch
+from torch import Tensor
+
 from torchgauge.spaces import constraints as c
 from torchgauge.spaces.directions import gain_of, grouping, regrouped
 from torchgauge.spaces.sources import Sources
 from torchgauge.spaces.steps import Apart, Centre, Dims, Generators, Map, Pad, Repeat, Scale, Step, View
+from torchgauge.spaces.windows import places
 
 Span = frozenset[Generators] | None
 """Generators of all values of a tensor; None for everything."""
@@ -32,16 +36,25 @@ class Reader:
     bias: c.Tensor | None = None
     order: Dims = ()
     """The dimensions of the bias, as dimensions of `tensor`."""
+    taps: Dims = ()
+    """Dimensions of `tensor` that are the positions of a kernel; each is held against values of its own."""
+    inside: Tensor | None = None
+    """One for the positions that meet no padding, by kind of place [kinds, positions]; None without `taps`."""
+
+    @property
+    def changed(self) -> Dims:
+        """Where the changes are made together."""
+        return (*self.dims, *self.taps)
 
     @property
     def size(self) -> int:
         """Entries that it reads, and one for the bias."""
-        return prod(self.tensor.shape[d] for d in self.dims) + (self.bias is not None)
+        return prod(self.tensor.shape[d] for d in self.changed) + (self.bias is not None)
 
     @property
     def rest(self) -> tuple[int, ...]:
         """The other dimensions."""
-        return tuple(d for d in range(self.tensor.ndim) if d not in self.dims)
+        return tuple(d for d in range(self.tensor.ndim) if d not in self.changed)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,13 +127,29 @@ class Ranges:
         if chosen is None:
             return None
         together = NOTHING.union(*spans)
-        bias, order = self._bias(t, *uses[0], chosen) if len(uses) == 1 else (None, ())
-        rows = sum(g.rows for g in together if not g.fixed)
-        fixed = bias is None and any(g.fixed for g in together)
-        left = _size(t, chosen) - rows - fixed
-        known = any(e.kind == "relation" for s in self.sources.of(*uses[0]) for e in s.entries)
+        taps, inside = self._taps(t, *uses[0]) if len(uses) == 1 else ((), None)
+        bias, order = self._bias(t, *uses[0], chosen, taps) if len(uses) == 1 else (None, ())
+        reader = Reader(t, chosen, together, 0, bias, order, taps, inside)
+        rows = sum(g.rows for g in together if not g.fixed) * _size(t, taps)
+        left = reader.size - rows - _constants(reader)
         # one relation alone is found by the shift pass, and balanced by any bias there is
-        return Reader(t, chosen, together, left, bias, order) if left > known else None
+        return replace(reader, left=left) if left > self._related(*uses[0], _size(t, taps)) else None
+
+    def _taps(self, t: c.Tensor, k: c.Constraint, end: c.Tensor) -> tuple[Dims, Tensor | None]:
+        """The dimensions of a kernel's positions, and which of these meet no padding."""
+        if not isinstance(k, c.Contract) or not k.window:
+            return (), None
+        _, y, _, yl = self.sources.operands(k)
+        found = places(k.reach, yl, y.shape)
+        if found is None or {yl[d] for d in found[0]} != k.window & set(yl):
+            return (), None
+        dims = self._back(found[0], end, t)
+        return ((), None) if dims is None else (dims, found[1].flatten(1))
+
+    def _related(self, k: c.Constraint, end: c.Tensor, taps: int) -> int:
+        """How many of the changes the shift pass finds, by a relation of what is read."""
+        entries = [e for s in self.sources.of(k, end) for e in s.entries if e.kind == "relation"]
+        return max((taps if e.taps is None else len(e.taps.basis) for e in entries), default=0)
 
     def _back(self, dims: Dims, end: c.Tensor, t: c.Tensor) -> Dims | None:
         """Dimensions of a view of `t` as dimensions of `t`, one by one."""
@@ -138,10 +167,12 @@ class Ranges:
             end = made.inputs[0]
         return dims
 
-    def _bias(self, t: c.Tensor, k: c.Constraint, end: c.Tensor, dims: Dims) -> tuple[c.Tensor | None, Dims]:
+    def _bias(
+        self, t: c.Tensor, k: c.Constraint, end: c.Tensor, dims: Dims, taps: Dims
+    ) -> tuple[c.Tensor | None, Dims]:
         """The bias right behind a weight that is used once, if it has every dimension that the weight keeps."""
         readers = self.sources.readers.get(k.out, [])
-        if not isinstance(k, c.Contract) or k.window or end is not t or len(readers) != 1:
+        if not isinstance(k, c.Contract) or (k.window and not taps) or end is not t or len(readers) != 1:
             return None, ()
         add = readers[0]
         if not isinstance(add, c.Add) or k.out in self.sources.outputs or add.alpha != 1.0:
@@ -150,7 +181,7 @@ class Ranges:
         _, _, _, labels = self.sources.operands(k)
         own = {k.out_labels.index(a): labels.index(a) for a in labels if a in k.out_labels}
         wide = [d for d, n in enumerate(seen.shape) if n > 1]
-        rest = {d for d in range(t.ndim) if d not in dims and t.shape[d] > 1}
+        rest = {d for d in range(t.ndim) if d not in (*dims, *taps) and t.shape[d] > 1}
         fits = seen.ndim == k.out.ndim and all(d in own and seen.shape[d] == k.out.shape[d] for d in wide)
         param = self._part(seen)
         if not fits or param is None or {own[d] for d in wide} != rest or add.out.shape != k.out.shape:
@@ -363,6 +394,16 @@ class Ranges:
                 return None
             found = frozenset([Generators("all", sizes, (), prod(sizes))])
         return _then(found, Map(y, before, yl, after))
+
+
+def _constants(reader: Reader) -> int:
+    """How many directions the constant part of what is read has, with a one in front of a bias."""
+    fixed = any(g.fixed for g in reader.span)
+    inside = torch.ones(1, 1, dtype=torch.float64) if reader.inside is None else reader.inside
+    shown = inside if fixed else inside[:, :0]
+    if reader.bias is not None:
+        shown = torch.cat([shown, torch.ones(len(shown), 1, dtype=torch.float64)], 1)
+    return int(torch.linalg.matrix_rank(shown)) if shown.numel() else 0
 
 
 def _rows(t: c.Tensor, dims: Dims, rows: int) -> Span:

@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-Reach = tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
-"""By label of a kernel: the ranges of its positions that lie inside what is read, at some place of the result."""
+Reach = tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]
+"""By label of a kernel: its positions that lie inside what is read, at every kind of place of the result."""
 Still = tuple[tuple[str, str, str, int, int], ...]
 """Of convolutions without strides, by dimension: labels of kernel, source and result, padding, steps between taps."""
 
@@ -54,17 +54,30 @@ class Taps:
 
 def taps(reach: Reach, labels: tuple[str, ...], shape: tuple[int, ...]) -> Taps | None:
     """All changes of the positions of a kernel whose sum over those inside is the same at every place."""
+    found = places(reach, labels, shape)
+    if found is None:
+        return None
+    dims, inside = found
+    sizes, rows = inside.shape[1:], inside.flatten(1)
+    _, values, right = torch.linalg.svd(rows - rows[0])
+    rank = int((values > 1e-9 * prod(sizes)).sum())
+    basis = right[rank:]
+    return Taps(dims, basis.reshape(-1, *sizes), inside[0]) if len(basis) else None
+
+
+def places(reach: Reach, labels: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor] | None:
+    """Dimensions of a kernel that are its positions, and one for those inside, by kind of place [kinds, *sizes]."""
     if not reach or any(a not in labels for a, _ in reach):
         return None
     dims = tuple(labels.index(a) for a, _ in reach)
-    sizes = [shape[d] for d in dims]
-    rows = []
-    for ranges in itertools.product(*(found for _, found in reach)):
-        inside = torch.zeros(sizes, dtype=torch.float64)
-        inside[tuple(slice(start, stop) for start, stop in ranges)] = 1.0
-        rows.append(inside.reshape(-1))
-    apart = torch.stack(rows) - rows[0]
-    _, values, right = torch.linalg.svd(apart)
-    rank = int((values > 1e-9 * prod(sizes)).sum())
-    basis = right[rank:]
-    return Taps(dims, basis.reshape(-1, *sizes), rows[0].reshape(sizes)) if len(basis) else None
+    masks = []
+    for d, (_, found) in zip(dims, reach, strict=True):
+        mask = torch.zeros(len(found), shape[d], dtype=torch.float64)
+        for i, positions in enumerate(found):
+            mask[i, list(positions)] = 1.0
+        masks.append(mask)
+    kinds = [torch.stack(rows) for rows in zip(*itertools.product(*masks), strict=True)]
+    inside = kinds[0]
+    for other in kinds[1:]:
+        inside = inside[..., None] * other.reshape(len(other), *(1 for _ in inside.shape[1:]), -1)
+    return dims, inside

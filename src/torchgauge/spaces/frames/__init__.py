@@ -124,7 +124,8 @@ class FramePass(FrameState):
             self.frames.limit_depends(ground, own)
         self._dressed_within(value)
         if not self.all_fresh(value):
-            vectors = [g for g in axes if g.kind.vector]
+            # of a parameter beside constants nothing is turned yet
+            vectors = [g for g in axes if g.kind.vector and not g.fresh]
             # an index axis may hold a scale that the charge takes off again
             held = (self.frames.total(leaf) for leaf in value.leaves() if not leaf.root.kind.vector)
             scale = sum(held, value.charge)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torchgauge.spaces import constraints as c
-from torchgauge.spaces.axes import Axis, Kind, Label, attached, common
+from torchgauge.spaces.axes import Axis, Kind, Label, attached
 from torchgauge.spaces.charges import NONE, Charge, Var
 from torchgauge.spaces.frames.state import Dim, FrameState, Value, step
 from torchgauge.spaces.ledger import Gain
@@ -38,9 +40,10 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
     carrier: Axis | None = None
     for a in summed:
         for p, q in state.frames.match(list(xd[a]), list(yd[a])):
+            loose = _once(p, xd, k.out_labels), _once(q, yd, k.out_labels)
             _keep_aligned(state, p, xd, shared)
             _keep_aligned(state, q, yd, shared)
-            charge, index = _contract_pair(state, p, q, charge, fresh)
+            charge, index = _contract_pair(state, p, q, charge, fresh, loose)
             carrier = carrier or q
             if index:
                 constant.append(p)
@@ -94,6 +97,13 @@ def _settle_contraction(state: FrameState, x: Value, dims: dict[str, Dim], summe
         state.frames.settle(axis, vectors)
 
 
+def _once(axis: Axis, dims: dict[str, Dim], labels: Sequence[str]) -> frozenset[Axis]:
+    """Indices under these labels, each at one place of the tensor, that the frame of an axis depends on."""
+    found = [g for dim in dims.values() for other in dim for g in other.ground()]
+    once = frozenset(g for a in labels for other in dims.get(a, ()) for g in other.ground() if found.count(g) == 1)
+    return once & frozenset(g for d in axis.root.depends for g in d.ground())
+
+
 def _keep_aligned(state: FrameState, axis: Axis, dims: dict[str, Dim], shared: list[str]) -> None:
     """A frame that is summed over meets its dual at one index: it may depend on indices that both operands share."""
     found = [g for dim in dims.values() for other in dim for g in other.ground()]
@@ -102,12 +112,21 @@ def _keep_aligned(state: FrameState, axis: Axis, dims: dict[str, Dim], shared: l
     state.frames.limit_dress(axis, aligned)
 
 
-def _contract_pair(state: FrameState, p: Axis, q: Axis, charge: Charge, fresh: bool) -> tuple[Charge, bool]:
-    """Sum over one axis of x (p) and y (q): matrices must be dual, up to a charge of the result."""
+def _contract_pair(
+    state: FrameState, p: Axis, q: Axis, charge: Charge, fresh: bool, loose: tuple[frozenset[Axis], frozenset[Axis]]
+) -> tuple[Charge, bool]:
+    """Sum over one axis of x (p) and y (q): matrices must be dual, up to a charge of the result.
+
+    `loose`: indices of the result that either frame may depend on. Where there are more on one side, as with keys that
+    the queries of several heads share, this side keeps a number for each.
+    """
     if fresh:
         state.frames.follow(q, p)
         return charge, False
-    depends = common(p.root.depends, q.root.depends)
+    near, far = loose
+    if near > far:
+        p, q = q, p
+    depends = near | far if near >= far or far >= near else near & far
     alpha = Charge.of(Var(f"score of {p.name}", tuple(sorted(depends, key=lambda a: a.serial))))
     if state.frames.equate(q, p, Label(flip=True, charge=alpha)):
         return charge + alpha, False
