@@ -82,6 +82,22 @@ class Picked(nn.Module):
         return torch.einsum("tkdm,tkm,tk->td", self.down[where], hidden, weights)
 
 
+class InOneList(nn.Module):
+    """The two best experts of all tokens in one list, token by token, which is divided again behind them (Nemotron H)."""
+
+    def __init__(self, d: int, m: int, experts: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(d, experts, bias=False)
+        self.up, self.down = nn.Parameter(torch.zeros(experts, m, d)), nn.Parameter(torch.zeros(experts, d, m))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, where = self.router(x).softmax(-1).topk(2, -1)
+        listed = x[:, None].expand(-1, 2, -1).reshape(-1, x.shape[-1])
+        hidden = F.relu(torch.bmm(self.up[where.reshape(-1)], listed[..., None]).squeeze(-1)).square()
+        out = torch.bmm(self.down[where.reshape(-1)], hidden[..., None]).squeeze(-1) * weights.reshape(-1, 1)
+        return out.view(*where.shape, -1).sum(1)
+
+
 class Listed(nn.Module):
     """Experts in a list, each run on every token and weighted by a one-hot mask of the best k (as Mixtral did)."""
 
@@ -360,6 +376,7 @@ CASES: tuple[Case, ...] = (
     moe("top1", "plain", 5, k=1),
     moe("top1_renormalised", "renormalised", 5, 20, k=1, reason="one expert has weight one: the router is not seen"),
     Case("moe_grouped", lambda: Picked(5, 3, 6, 2), normal(900, 5), 6 * 3, row="1.5"),
+    Case("moe_in_one_list", lambda: InOneList(5, 3, 4), normal(900, 5), 5 + 4 * 3, row="1.5"),
     Case("moe_listed", lambda: Listed(5, 3, 4, 2, nn.GELU), normal(300, 5), 5, row="1.5"),
     Case("moe_listed_relu", lambda: Listed(5, 3, 4, 2, nn.ReLU), normal(900, 5), 5 + 4 * 3, row="1.5"),
     Case("gcn_index_add", lambda: GCN(3, 4, 2, scatter=False), graph(3), 4, row="1.6"),
