@@ -83,7 +83,7 @@ class Picked(nn.Module):
 
 
 class InOneList(nn.Module):
-    """The two best experts of all tokens in one list, token by token, which is divided again behind them (Nemotron H)."""
+    """The two best experts of all tokens in one list, token by token, that is divided again behind them (Nemotron)."""
 
     def __init__(self, d: int, m: int, experts: int) -> None:
         super().__init__()
