@@ -74,13 +74,16 @@ def move(
             continue
         for scale in (1.0, large_scale):
             for _ in range(elements):
-                moved = group.act(group.random(generator, scale=scale), state)
+                element = group.random(generator, scale=scale)
+                moved = group.act(element, state)
                 defect = _defect(kept, moved)
                 worst[index, scale] = max(worst[index, scale], defect)
                 if defect > LIMIT:
-                    # far from the identity rounding grows: measure by how much before calling it a defect
+                    # far from the identity rounding grows, in the model and in the action: measure by how much before
+                    # calling it a defect. An element that is wrong is as wrong beside the state as at it.
                     rounding = _defect(kept[:1], _jitter(moved, subject, generator), moved)
-                    limit = min(max(LIMIT, 1e3 * rounding), 1e-6)
+                    beside = _defect(kept[:1], group.act(element, _jitter(state, subject, generator)), moved)
+                    limit = min(max(LIMIT, 1e3 * rounding, 30.0 * beside), 1e-6)
                     sound &= defect <= limit
                     if scale == 1.0:
                         tolerance = max(tolerance, limit)
