@@ -125,6 +125,21 @@ def test_wrong_group_is_not_sound(wrong: float) -> None:
     assert found.defect > 0.01 * wrong
 
 
+class Rounded(Rescaling):
+    """The same, with roundings a million times as large, as behind equations that are nearly singular."""
+
+    def act(self, element: tuple[Tensor, Tensor], p: Params) -> Params:
+        out = super().act(element, p)
+        rounding = p["0.weight"] / 3.0 * 3.0 - p["0.weight"]
+        return out | {"0.weight": out["0.weight"] + 1e6 * rounding}
+
+
+def test_rounding_of_the_action_is_no_defect() -> None:
+    found = tg.certify(relu_net(), (torch.randn(8, 3),), group=Rounded(5))  # pyright: ignore
+    assert found.sound and found.defect > 1e-11
+    assert not tg.certify(relu_net(), (torch.randn(8, 3),), group=Rounded(5, wrong=1e-6)).sound  # pyright: ignore
+
+
 def test_the_model_is_left_alone() -> None:
     net = relu_net()
     before = {k: v.clone() for k, v in net.state_dict().items()}
