@@ -87,12 +87,12 @@ CASES: tuple[Case, ...] = (
     Case("edges_of_a_window", lambda: Edges(5), normal(24, 9, 7), 28, batches=4),
     Case("inside_a_window", lambda: Inside(5, 4, 5), normal(24, 20, 7), 40, batches=4),
     Case("inside_a_small_window", lambda: Inside(5, 2, 2, stride=1), normal(80, 4, 7), 48, batches=4),
-    # three channels, and three taps of each in the column that meets padding alone
     _widened("without_padding", lambda: nn.Conv2d(4, 3, 3), 12 + 3 * (9 * 2 - 1 + 1)),
     _widened("with_padding", lambda: nn.Conv2d(4, 3, 3, padding=1), 12 + 3 * (9 * 2 - 9 + 1)),
     _widened("with_padding_nobias", lambda: nn.Conv2d(4, 3, 3, padding=1, bias=False), 12 + 3 * (9 * 2 - 9)),
     _widened("with_stride", lambda: nn.Conv2d(4, 3, 3, 2, padding=1), 12 + 3 * (9 * 2 - 4 + 1)),
     _widened("transposed", lambda: nn.ConvTranspose2d(4, 3, 2, 2), 12 + 3 * (4 * 2 - 4 + 1), 3),
     _widened("transposed_overlap", lambda: nn.ConvTranspose2d(4, 3, 3, 2), 12 + 3 * (9 * 2 - 10 + 1), 3),
+    # three channels, and three taps of each in the column that meets padding alone
     Case("taps_on_padding", lambda: Narrow(3), normal(60, 1, 8, 4), 9, batches=4),
 )

@@ -69,13 +69,12 @@ def _reach(
     for d, (step, pad, apart) in enumerate(zip(stride, padding, dilation, strict=True)):
         kinds: dict[tuple[int, ...], None] = {}
         size = x.shape[-rank + d]
+        # the place that a tap reads, in steps of `grid` where there are zeros between
+        by, end, grid = (-apart, size * step, step) if transposed else (apart, size, 1)
         for place in range(ctx.shape[-rank + d]):
-            if transposed:
-                read = [divmod(place + pad - t * apart, step) for t in range(weight.shape[2 + d])]
-            else:
-                read = [(place * step - pad + t * apart, 0) for t in range(weight.shape[2 + d])]
-            inside = [t for t, (at, between) in enumerate(read) if not between and 0 <= at < size]
-            kinds[tuple(inside)] = None
+            first = place + pad if transposed else place * step - pad
+            read = enumerate(range(first, first + by * weight.shape[2 + d], by))
+            kinds[tuple(t for t, at in read if 0 <= at < end and at % grid == 0)] = None
         found.append((f"k{d}", tuple(kinds)))
     return tuple(found)
 

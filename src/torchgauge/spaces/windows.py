@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -70,14 +69,10 @@ def places(reach: Reach, labels: tuple[str, ...], shape: tuple[int, ...]) -> tup
     if not reach or any(a not in labels for a, _ in reach):
         return None
     dims = tuple(labels.index(a) for a, _ in reach)
-    masks = []
+    inside = torch.ones(1, dtype=torch.float64)
     for d, (_, found) in zip(dims, reach, strict=True):
         mask = torch.zeros(len(found), shape[d], dtype=torch.float64)
         for i, positions in enumerate(found):
             mask[i, list(positions)] = 1.0
-        masks.append(mask)
-    kinds = [torch.stack(rows) for rows in zip(*itertools.product(*masks), strict=True)]
-    inside = kinds[0]
-    for other in kinds[1:]:
-        inside = inside[..., None] * other.reshape(len(other), *(1 for _ in inside.shape[1:]), -1)
+        inside = torch.tensordot(inside, mask, 0).movedim(-2, 1).flatten(0, 1)
     return dims, inside

@@ -40,7 +40,7 @@ def _contract(k: c.Contract, state: FrameState) -> Value:
     carrier: Axis | None = None
     for a in summed:
         for p, q in state.frames.match(list(xd[a]), list(yd[a])):
-            loose = _once(p, xd, k.out_labels), _once(q, yd, k.out_labels)
+            loose = _once(xd, k.out_labels) & _dependence(p), _once(yd, k.out_labels) & _dependence(q)
             _keep_aligned(state, p, xd, shared)
             _keep_aligned(state, q, yd, shared)
             charge, index = _contract_pair(state, p, q, charge, fresh, loose)
@@ -97,17 +97,20 @@ def _settle_contraction(state: FrameState, x: Value, dims: dict[str, Dim], summe
         state.frames.settle(axis, vectors)
 
 
-def _once(axis: Axis, dims: dict[str, Dim], labels: Sequence[str]) -> frozenset[Axis]:
-    """Indices under these labels, each at one place of the tensor, that the frame of an axis depends on."""
+def _once(dims: dict[str, Dim], labels: Sequence[str]) -> frozenset[Axis]:
+    """Indices under these labels, each at one place of the tensor."""
     found = [g for dim in dims.values() for other in dim for g in other.ground()]
-    once = frozenset(g for a in labels for other in dims.get(a, ()) for g in other.ground() if found.count(g) == 1)
-    return once & frozenset(g for d in axis.root.depends for g in d.ground())
+    return frozenset(g for a in labels for other in dims.get(a, ()) for g in other.ground() if found.count(g) == 1)
+
+
+def _dependence(axis: Axis) -> frozenset[Axis]:
+    """Indices that the frame of an axis depends on."""
+    return frozenset(g for d in axis.root.depends for g in d.ground())
 
 
 def _keep_aligned(state: FrameState, axis: Axis, dims: dict[str, Dim], shared: list[str]) -> None:
     """A frame that is summed over meets its dual at one index: it may depend on indices that both operands share."""
-    found = [g for dim in dims.values() for other in dim for g in other.ground()]
-    aligned = frozenset(g for a in shared for other in dims[a] for g in other.ground() if found.count(g) == 1)
+    aligned = _once(dims, shared)
     state.frames.limit_depends(axis, aligned)
     state.frames.limit_dress(axis, aligned)
 
